@@ -1,0 +1,1 @@
+"""The production line: processors stacked on one another, the gateway that feeds them, and group commit."""

@@ -1,0 +1,174 @@
+"""A processor: one step of the production line. Start here to write your own.
+
+    class MyFooConfig(ProcessorConfig):
+        foo_dsn: str = Field(description="Where Foo is.")
+
+    class MyFoo(Processor[MyFooConfig]):
+        \"\"\"Saves mail in Foo.\"\"\"
+
+        async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
+            ...
+            return await call_next()
+
+The kernel is ``Process = (Envelope, Task) -> Awaitable[Reply]`` and ``Decorator = (Process) -> Process``. The class with
+hooks, the ``@processor`` function and the bare decorator factory are three ways to write one decorator; all three run
+the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, get_args
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+from structlog.typing import FilteringBoundLogger
+
+from guerrilla.backends.base import CallNext, Decorator, Process, Task
+from guerrilla.config import Duration
+from guerrilla.envelope import Envelope
+from guerrilla.smtp.replies import RECIPIENT_OK, Reply, queued
+
+__all__ = [
+    "CallNext",
+    "Decorator",
+    "Duration",
+    "Envelope",
+    "Factory",
+    "Field",
+    "FunctionProcessor",
+    "Process",
+    "Processor",
+    "ProcessorConfig",
+    "Reply",
+    "Task",
+    "end_of_line",
+    "processor",
+    "stack",
+]
+
+
+class ProcessorConfig(BaseModel):
+    """The keys that a processor takes from ``backend_config``, each with its type, default and description.
+
+    Types are strict: the text ``"1"`` is not the number 1. Keys of other processors are none of its business.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
+
+
+ConfigT = TypeVar("ConfigT", bound=ProcessorConfig)
+
+
+class Processor(Generic[ConfigT]):
+    """One step of the production line: override the hooks that you need; each of the others passes on.
+
+    One instance serves all workers and both stacks, so its state is shared by the envelopes that are on their way at
+    the same time. What a hook raises is a bug or an outage: the client gets ``451 4.3.0``, the log gets the traceback.
+    A hook may be cancelled at any await, when its time is over: then the client has been told to try again, and what
+    was half done must be undone.
+    """
+
+    config_type: ClassVar[type[ProcessorConfig]] = ProcessorConfig
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+        self.log: FilteringBoundLogger = structlog.get_logger()
+        """Where the operator reads; the gateway puts the backend's own log here before ``initialize``."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Learn the configuration's type from the class's own type parameter."""
+        super().__init_subclass__(**kwargs)
+        for base in getattr(cls, "__orig_bases__", ()):
+            for argument in get_args(base):
+                if isinstance(argument, type) and issubclass(argument, ProcessorConfig):
+                    cls.config_type = argument
+
+    async def initialize(self) -> None:
+        """Called once, before the first envelope: open what you need. Raise to keep the gateway from starting."""
+
+    async def shutdown(self) -> None:
+        """Called once, after the last envelope, in reverse order of initialize, also when that has failed."""
+
+    async def validate_rcpt(self, envelope: Envelope, call_next: CallNext) -> Reply:
+        """Called for each RCPT when listed in ``validate_process``: the recipient in question is the last one."""
+        return await call_next()
+
+    async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
+        """Called for each message when listed in ``save_process``."""
+        return await call_next()
+
+    def decorate(self, following: Process) -> Process:
+        """Stack this processor on the one that follows: the seed's Decorator."""
+        save_mail, validate_rcpt = self.save_mail, self.validate_rcpt
+        kind = type(self)
+        passes = {
+            Task.SAVE_MAIL: kind.save_mail is Processor.save_mail,
+            Task.VALIDATE_RCPT: kind.validate_rcpt is Processor.validate_rcpt,
+        }
+
+        def process(envelope: Envelope, task: Task) -> Awaitable[Reply]:
+            if passes[task]:
+                return following(envelope, task)
+            hook = save_mail if task is Task.SAVE_MAIL else validate_rcpt
+            return hook(envelope, lambda: following(envelope, task))
+
+        return process
+
+
+Function: TypeAlias = Callable[[Envelope], Reply | None] | Callable[[Envelope], Awaitable[Reply | None]]
+
+
+class FunctionProcessor(Processor[ProcessorConfig]):
+    """What ``@processor`` makes of a plain function. Calling it calls the function."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__(ProcessorConfig())
+        self._function: Callable[[Envelope], Any] = function
+        self._asynchronous = inspect.iscoroutinefunction(function)
+        self.__name__ = function.__name__
+        self.__doc__ = function.__doc__
+        self.__module__ = function.__module__
+
+    def __call__(self, envelope: Envelope) -> Any:
+        """Call the function itself, as a test does."""
+        return self._function(envelope)
+
+    async def _run(self, envelope: Envelope, call_next: CallNext) -> Reply:
+        if self._asynchronous:
+            reply = await self._function(envelope)
+        else:
+            reply = await asyncio.to_thread(self._function, envelope)
+        return reply if reply is not None else await call_next()
+
+    validate_rcpt = _run
+    save_mail = _run
+
+
+def processor(function: Function) -> FunctionProcessor:
+    """Make a processor of a function that returns a Reply to stop, or None to go on.
+
+    An ``async def`` runs on the event loop; a plain ``def`` runs in a thread, so that blocking code is safe. A thread
+    cannot be cancelled: a plain function may check and look up, but what stores a message should be asynchronous.
+    """
+    return FunctionProcessor(function)
+
+
+Factory: TypeAlias = type[Processor[Any]] | FunctionProcessor | Callable[[], Decorator]
+"""What a name in ``save_process`` may stand for: a class, a ``@processor`` function, or the seed's own form, a function
+without arguments that returns a decorator."""
+
+
+async def end_of_line(envelope: Envelope, task: Task) -> Reply:
+    """Answer for an envelope that has passed every processor: the seed's DefaultProcessor."""
+    return queued(envelope.queued_id) if task is Task.SAVE_MAIL else RECIPIENT_OK
+
+
+def stack(decorators: Sequence[Decorator], end: Process = end_of_line) -> Process:
+    """Stack processors on one another: the first of the list is called first, the last one calls ``end``."""
+    process = end
+    for decorator in reversed(decorators):
+        process = decorator(process)
+    return process

@@ -1,0 +1,161 @@
+"""The envelope: one message on its way, and the addresses written on it.
+
+Everything else that travels through the house is frozen; the envelope is the one thing that changes, because the
+processors write their findings on it. It knows nothing of sockets, stores or configuration.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv6Address
+
+Body = bytes | mmap.mmap
+"""The octets of a message: in memory, or a read-only map of an unlinked temporary file. Both have ``find``, ``len``
+and slices that are ``bytes``."""
+
+_DOT_STRING = re.compile(r"[^\s\x00-\x20\x7f\"(),.:;<>@\[\\\]]+(?:\.[^\s\x00-\x20\x7f\"(),.:;<>@\[\\\]]+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A mailbox as RFC 5321 section 4.1.2 has it, read and normalised.
+
+    ``user`` is the local part without its quotes, ``host`` the domain in lower case (an address literal stays in its
+    brackets, its address in canonical form, and ``ip`` holds it parsed). The null path ``<>`` has neither.
+    ``<postmaster>`` has no host. ``route`` is the source route that stood before it, which RFC 5321 appendix C tells
+    us to read and ignore.
+    """
+
+    user: str = ""
+    host: str = ""
+    ip: IPv4Address | IPv6Address | None = None
+    route: tuple[str, ...] = ()
+
+    @property
+    def null_path(self) -> bool:
+        """Whether this is ``<>``, the sender of bounces."""
+        return not self.user and not self.host
+
+    @property
+    def is_ascii(self) -> bool:
+        """Whether it can be used without SMTPUTF8 (RFC 6531)."""
+        return self.user.isascii() and self.host.isascii()
+
+    def __str__(self) -> str:
+        """Write it as ``user@host``, the local part quoted where it must be; the null path is the empty string."""
+        if self.null_path:
+            return ""
+        user = self.user
+        if not _DOT_STRING.fullmatch(user):
+            user = '"' + user.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return f"{user}@{self.host}" if self.host else user
+
+
+NULL_PATH = Address()
+"""The reverse-path ``<>``."""
+
+
+@dataclass(frozen=True, slots=True)
+class TLSInfo:
+    """What is known of the TLS session that the message came over."""
+
+    version: str
+    cipher: str
+
+
+class Headers(Sequence[tuple[str, str]]):
+    """The header fields of a message, in order, with repeated names kept; looked up without regard to case.
+
+    Values are unfolded text as they came: decode encoded words with the parser that filled this, not here.
+    """
+
+    __slots__ = ("_fields", "_index")
+
+    def __init__(self, fields: Sequence[tuple[str, str]] = ()) -> None:
+        self._fields = tuple(fields)
+        index: dict[str, list[str]] = {}
+        for name, value in self._fields:
+            index.setdefault(name.lower(), []).append(value)
+        self._index = index
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __getitem__(self, position):  # type: ignore[no-untyped-def]
+        return self._fields[position]
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.lower() in self._index
+
+    def get(self, name: str, default: str = "") -> str:
+        """Return the first value of the field, or the default."""
+        values = self._index.get(name.lower())
+        return values[0] if values else default
+
+    def get_all(self, name: str) -> list[str]:
+        """Return every value of the field, in the order of the message."""
+        return list(self._index.get(name.lower(), ()))
+
+    def __repr__(self) -> str:
+        return f"Headers({list(self._fields)!r})"
+
+
+@dataclass(slots=True, eq=False)
+class Envelope:
+    """One message on its way: who sent it, to whom, over what connection, and its octets.
+
+    The first group is what the dialogue learnt; nothing in it can be trusted but ``remote_ip``. The second group is
+    filled by the processors, each of which says in its own documentation what it reads and writes.
+    """
+
+    remote_ip: str = ""
+    remote_port: int = 0
+    server: str = ""
+    """The listening interface that took the connection, as it is configured."""
+    helo: str = ""
+    esmtp: bool = False
+    tls: TLSInfo | None = None
+    mail_from: Address = NULL_PATH
+    rcpt_to: list[Address] = field(default_factory=list)
+    """The accepted recipients, each once. While ``validate_rcpt`` runs, the last one is the one in question."""
+    body_type: str = "7BIT"
+    """``7BIT``, ``8BITMIME`` or ``BINARYMIME``, as MAIL said (RFC 6152, RFC 3030)."""
+    smtputf8: bool = False
+    data: Body = b""
+    """The message as it came, CRLF and all, dots unstuffed, no trace header added."""
+
+    queued_id: str = ""
+    """The name of this transaction, 32 hexadecimal digits, made by the gateway; the client is told it with the 250."""
+    received_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    header: Headers = field(default_factory=Headers)
+    subject: str = ""
+    hashes: list[str] = field(default_factory=list)
+    """One key per recipient, in the order of ``rcpt_to``."""
+    delivery_header: bytes = b""
+    """What goes in front of the message when it is stored: Delivered-To and Received."""
+    values: dict[str, object] = field(default_factory=dict)
+    """What one processor leaves for a later one."""
+
+    def __len__(self) -> int:
+        """Return the size as it is stored: delivery header and message."""
+        return len(self.delivery_header) + len(self.data)
+
+    def __bool__(self) -> bool:
+        """Be true, also when empty: an envelope is not a container."""
+        return True
+
+    def __bytes__(self) -> bytes:
+        """Return the whole message as it is stored, delivery header first, in memory."""
+        return self.delivery_header + self.data[:]
+
+    def chunks(self, size: int = 65536) -> Iterator[bytes]:
+        """Yield the message as it is stored, a piece at a time, so that a large one is never whole in memory."""
+        if self.delivery_header:
+            yield self.delivery_header
+        data = self.data
+        for start in range(0, len(data), size):
+            yield data[start : start + size]

@@ -1,0 +1,1 @@
+"""The processors that are shipped: one file each, named as the processor."""

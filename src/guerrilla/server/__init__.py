@@ -1,0 +1,1 @@
+"""The only room that opens SMTP sockets: listeners, connections, TLS and limits."""
