@@ -59,6 +59,10 @@ NULL_PATH = Address()
 """The reverse-path ``<>``."""
 
 
+EPOCH = datetime.fromtimestamp(0, UTC)
+"""The time of an envelope that is not stamped yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class TLSInfo:
     """What is known of the TLS session that the message came over."""
@@ -125,12 +129,13 @@ class Envelope:
     body_type: str = "7BIT"
     """``7BIT``, ``8BITMIME`` or ``BINARYMIME``, as MAIL said (RFC 6152, RFC 3030)."""
     smtputf8: bool = False
-    data: Body = b""
+    data: Body = field(default=b"", repr=False)
     """The message as it came, CRLF and all, dots unstuffed, no trace header added."""
 
     queued_id: str = ""
     """The name of this transaction, 32 hexadecimal digits, made by the gateway; the client is told it with the 250."""
-    received_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    received_at: datetime = EPOCH
+    """When the whole message had come, UTC; stamped by the gateway, since the dialogue has no clock."""
     header: Headers = field(default_factory=Headers)
     subject: str = ""
     hashes: list[str] = field(default_factory=list)

@@ -31,11 +31,10 @@ class Batcher(Generic[ItemT]):
 
     ``commit`` is given the items of one batch and must keep all of them or none. If it raises BatchRefusedError, the
     batch is halved and tried again until the refused item stands alone: it fails, the others are kept. Whatever else it
-    raises fails the whole batch, and each ``add`` raises it. When every ``add`` of a batch has been cancelled, so is its
-    commit, which then must roll back.
+    raises fails the whole batch. When every ``add`` of a batch has been cancelled, its commit is cancelled too.
 
-    ``undo`` is given the items that were committed although nobody waits for them any more: their client has been told
-    to try again, so they must go (RFC 5321 section 4.2.5). What ``undo`` raises goes to ``on_error``.
+    ``undo`` is given the items that are or may be committed although nobody waits for them any more: their clients have
+    been told to try again, so they must go (RFC 5321 section 4.2.5). What it raises goes to ``on_error``.
     """
 
     def __init__(
@@ -51,21 +50,96 @@ class Batcher(Generic[ItemT]):
         self._on_error = on_error
         self._max_items = max_items
         self._waiting: deque[_Entry[ItemT]] = deque()
+        self._unwanted: list[ItemT] = []
         self._runner: asyncio.Task[None] | None = None
         self._closed = False
 
     async def add(self, item: ItemT) -> None:
         """Commit the item with others; return when it is kept.
 
-        Raises:
-            RuntimeError: if the batcher is closed.
-            BaseException: what ``commit`` raised for it.
+        Raises what ``commit`` raised for it, or RuntimeError if the batcher is closed. When it is cancelled, the
+        item is not kept: it leaves the queue, or is undone after its commit.
         """
         if self._closed:
             raise RuntimeError("the batcher is closed")
-        loop = asyncio.get_running_loop()
-        entry = _Entry(item, loop.create_future())
-        self._waiting.append(entry)
+        outcome = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Entry(item, outcome))
+        self._wake()
+        try:
+            await outcome
+        except asyncio.CancelledError:
+            # Cancelled in the very moment between the commit and our waking up: the runner believes it wanted.
+            if not outcome.cancelled() and outcome.exception() is None:
+                self._unwanted.append(item)
+                self._wake()
+            raise
+
+    async def close(self) -> None:
+        """Take nothing more, and return when all that was added is committed or undone."""
+        self._closed = True
+        while self._runner is not None:
+            await asyncio.wait((self._runner,))
+
+    def _wake(self) -> None:
         if self._runner is None:
-            self._runner = loop.create_task(self._run())
-        ...
+            self._runner = asyncio.get_running_loop().create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting or self._unwanted:
+                if self._unwanted:
+                    unwanted, self._unwanted = self._unwanted, []
+                    await self._remove(unwanted)
+                await self._settle(self._next_batch())
+        finally:
+            self._runner = None
+
+    def _next_batch(self) -> list[_Entry[ItemT]]:
+        batch: list[_Entry[ItemT]] = []
+        while self._waiting and len(batch) < self._max_items:
+            entry = self._waiting.popleft()
+            if not entry.outcome.done():  # done: its add was cancelled while it waited
+                batch.append(entry)
+        return batch
+
+    async def _settle(self, batch: list[_Entry[ItemT]]) -> None:
+        """Commit the batch, halving it as long as it is refused, and wake those who wait for it."""
+        if not batch:
+            return
+        commit = asyncio.get_running_loop().create_task(self._commit_all(batch))
+
+        def cancel_if_unwanted(_: asyncio.Future[None]) -> None:
+            if all(entry.outcome.cancelled() for entry in batch):
+                commit.cancel()
+
+        for entry in batch:
+            entry.outcome.add_done_callback(cancel_if_unwanted)
+        await asyncio.wait((commit,))
+        for entry in batch:
+            entry.outcome.remove_done_callback(cancel_if_unwanted)
+
+        error = None if commit.cancelled() else commit.exception()
+        if isinstance(error, BatchRefusedError) and len(batch) > 1:
+            middle = len(batch) // 2
+            await self._settle([entry for entry in batch[:middle] if not entry.outcome.done()])
+            await self._settle([entry for entry in batch[middle:] if not entry.outcome.done()])
+            return
+        if error is not None:
+            for entry in batch:
+                if not entry.outcome.done():
+                    entry.outcome.set_exception(error)
+            return
+        for entry in batch:
+            if entry.outcome.cancelled():
+                self._unwanted.append(entry.item)
+            else:
+                entry.outcome.set_result(None)
+
+    async def _commit_all(self, batch: Sequence[_Entry[ItemT]]) -> None:
+        await self._commit([entry.item for entry in batch])
+
+    async def _remove(self, items: Sequence[ItemT]) -> None:
+        try:
+            await self._undo(items)
+        except Exception as error:  # whatever it is, the next batch must go on
+            self._on_error(error)

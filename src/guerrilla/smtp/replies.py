@@ -69,7 +69,7 @@ class Reply:
 
     @classmethod
     def parse(cls, text: str) -> Reply:
-        """Read a reply from text such as ``554 5.7.1 No, thank you``, as another program or the seed's processors write it.
+        """Read a reply from text such as ``554 5.7.1 No, thank you``, as other programs write it.
 
         Raises:
             ValueError: if the text does not begin with a reply code.
@@ -98,6 +98,7 @@ TIMED_OUT = Reply(421, "4.4.2", "Timed out waiting for you")
 TOO_SLOW = Reply(421, "4.4.2", "Too slow: the message did not come at the least data rate")
 TOO_MANY_CLIENTS = Reply(421, "4.3.2", "Too many connections, try again later")
 TOO_MANY_CLIENTS_FROM_ADDRESS = Reply(421, "4.7.0", "Too many connections from your address")
+TOO_MANY_MAILS = Reply(421, "4.7.0", "Too many messages on one connection: connect again")
 TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors")
 LOCAL_ERROR = Reply(451, "4.3.0", "Local error in processing, try again later")
 SAVE_TIMEOUT = Reply(451, "4.3.0", "The message was not stored in time, try again later")
@@ -143,6 +144,9 @@ RELAY_DENIED = Reply(550, "5.7.1", "Relay access denied")
 MESSAGE_TOO_LARGE = Reply(552, "5.3.4", "Message size exceeds the limit")
 NEEDS_SMTPUTF8 = Reply(553, "5.6.7", "A non-ASCII address needs the SMTPUTF8 parameter")
 NOT_SMTP = Reply(554, "5.7.0", "This is an SMTP server")
+PATH_TOO_LONG = Reply(501, "5.1.0", "Path too long")
+LOCAL_PART_TOO_LONG = Reply(501, "5.1.0", "Local part too long")
+DOMAIN_TOO_LONG = Reply(501, "5.1.0", "Domain too long")
 
 
 def queued(queued_id: str) -> Reply:

@@ -1,0 +1,266 @@
+"""The log: one record a line, for a person at a console or as JSON for a program.
+
+Much of what is logged was written by strangers. So nothing that is not printable reaches the log as it came, no
+value is longer than 256 characters, and no text can look like a field or a record of its own. And mail goes on when
+the log cannot: a record that cannot be written is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+MAX_TEXT = 256
+"""Characters of one value, at most."""
+
+MAX_TRACEBACK = 16384
+"""Characters of a traceback, at most; its end is kept, where the cause stands."""
+
+_MAX_DEPTH = 4
+
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+    "fatal": logging.CRITICAL,
+    "panic": logging.CRITICAL,
+}
+
+# structlog has more methods than there are levels.
+_METHODS = {"warn": "warning", "exception": "error", "fatal": "critical", "msg": "info"}
+
+_RESERVED = frozenset({"level", "timestamp", "event", "exception"})
+
+_COLOURS = {
+    "debug": "\x1b[2m",
+    "info": "\x1b[32m",
+    "warning": "\x1b[33m",
+    "error": "\x1b[31m",
+    "critical": "\x1b[1;31m",
+}
+
+
+class Log:
+    """An open log. Write with ``logger``, a structlog logger of its own: nothing global is configured.
+
+    ``log_file`` is ``stderr``, ``stdout``, ``off`` or the path of a file, which is appended to; a new one is made
+    readable by owner and group. ``log_format`` is ``console``, ``json``, or ``auto``: JSON for a file.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        KeyError: if there is no such level.
+    """
+
+    def __init__(
+        self,
+        log_file: str = "stderr",
+        log_level: str = "info",
+        log_format: Literal["auto", "console", "json"] = "auto",
+    ) -> None:
+        self._output = _Output(log_file)
+        level = _LEVELS[log_level]
+        render: Callable[[dict[str, Any]], str]
+        if log_format == "console" or (log_format == "auto" and not self._output.is_file):
+            render = _Console(colours=self._output.is_terminal)
+        else:
+            render = _json_line
+        finish = _drop if log_file == "off" else _Finish(render, self._output)
+        self.logger: FilteringBoundLogger = structlog.wrap_logger(
+            self._output,
+            processors=[finish],
+            wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL if log_file == "off" else level),
+            context_class=dict,
+        ).bind()
+
+    @property
+    def dropped(self) -> int:
+        """How many records could not be written."""
+        return self._output.dropped
+
+    def reopen(self) -> None:
+        """Open the file anew, after it was renamed. Other logs than files stay as they are.
+
+        Raises:
+            OSError: if it cannot be opened; then the old one stays in use.
+        """
+        self._output.reopen()
+
+    def close(self) -> None:
+        """Close the file. What is logged afterwards is dropped."""
+        self._output.close()
+
+
+class _Output:
+    """The file that records go to. Each is one write to a descriptor of our own, without a buffer."""
+
+    def __init__(self, log_file: str) -> None:
+        self.is_file = log_file not in ("stderr", "stdout", "off")
+        self.dropped = 0
+        self._path = log_file
+        self._lock = threading.Lock()
+        self._torn = False
+        self._descriptor = self._open()
+
+    def _open(self) -> int:
+        if self.is_file:
+            return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        # A stream that was closed before the start is None; its number may belong to a database by now.
+        stream, number = (sys.__stdout__, 1) if self._path == "stdout" else (sys.__stderr__, 2)
+        return -1 if stream is None or self._path == "off" else os.dup(number)
+
+    @property
+    def is_terminal(self) -> bool:
+        return self._descriptor >= 0 and os.isatty(self._descriptor) and not os.environ.get("NO_COLOR")
+
+    def write(self, line: str) -> None:
+        octets = line.encode("utf-8", "backslashreplace")
+        with self._lock:
+            if self._torn:
+                octets = b"\n" + octets
+            try:
+                written = os.write(self._descriptor, octets)
+            except OSError:
+                self.dropped += 1
+                return
+            # On a full disk the beginning may fit: the next record must not be glued to it.
+            self._torn = written < len(octets)
+            self.dropped += self._torn
+
+    # structlog calls the method of the level on what it wraps.
+    debug = info = warning = warn = error = critical = fatal = exception = msg = write
+
+    def reopen(self) -> None:
+        if not self.is_file:
+            return
+        fresh = self._open()
+        with self._lock:
+            old, self._descriptor = self._descriptor, fresh
+            self._torn = False
+        if old >= 0:
+            os.close(old)
+
+    def close(self) -> None:
+        with self._lock:
+            old, self._descriptor = self._descriptor, -1
+        if old >= 0:
+            os.close(old)
+
+
+def _drop(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    raise structlog.DropEvent
+
+
+class _Finish:
+    """The one processor: puts the record in order, makes it safe, and renders it."""
+
+    def __init__(self, render: Callable[[dict[str, Any]], str], output: _Output) -> None:
+        self._render = render
+        self._output = output
+
+    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> str:
+        try:
+            return self._render(_record(logger, method, event))
+        except Exception:  # a value that cannot be written must not fail the mail it belongs to
+            self._output.dropped += 1
+            raise structlog.DropEvent from None
+
+
+def _record(logger: WrappedLogger, method: str, event: EventDict) -> dict[str, Any]:
+    """Return level, time, event, then the fields, all of it safe to print."""
+    traceback = ""
+    if event.get("exc_info"):
+        traceback = _lines(structlog.processors.format_exc_info(logger, method, event).pop("exception", ""))
+    event.pop("exc_info", None)
+    record = {
+        "level": _METHODS.get(method, method),
+        "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "event": _safe(event.pop("event", "")),
+    }
+    for name, value in event.items():
+        if not (name.isprintable() and len(name) <= MAX_TEXT):
+            name = _escaped(name)
+        record[name + "_" if name in _RESERVED else name] = _safe(value)
+    if traceback:
+        record["exception"] = traceback
+    return record
+
+
+def _safe(value: Any, depth: int = 0) -> Any:
+    """Return the value as JSON may have it, with every text in it printable and short."""
+    if isinstance(value, str):
+        return value if len(value) <= MAX_TEXT and value.isprintable() else _escaped(value)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, bytes | bytearray):
+        return _escaped(value[: MAX_TEXT + 1].decode("ascii", "backslashreplace"))
+    if depth < _MAX_DEPTH:
+        if isinstance(value, list | tuple | set | frozenset):
+            return [_safe(item, depth + 1) for item in value]
+        if isinstance(value, Mapping):
+            return {_safe(str(name)): _safe(item, depth + 1) for name, item in value.items()}
+    return _escaped(str(value))
+
+
+def _escaped(text: str) -> str:
+    r"""Write what is not printable as ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``, and cut the text."""
+    cut = len(text) > MAX_TEXT
+    text = text[:MAX_TEXT]
+    if not text.isprintable():
+        text = "".join(each if each.isprintable() else _escape(ord(each)) for each in text)
+    return text[: MAX_TEXT - 1] + "…" if cut or len(text) > MAX_TEXT else text
+
+
+def _escape(code: int) -> str:
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _lines(traceback: str) -> str:
+    return "\n".join(_escaped(line) for line in traceback[-MAX_TRACEBACK:].split("\n"))
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def _json_line(record: dict[str, Any]) -> str:
+    return _encode(record) + "\n"
+
+
+class _Console:
+    """One line a record; a traceback follows it indented, so that no line of it can pass for a record."""
+
+    def __init__(self, *, colours: bool) -> None:
+        self._levels = {
+            level: f"{colour}{level:<8}\x1b[0m" if colours else f"{level:<8}" for level, colour in _COLOURS.items()
+        }
+
+    def __call__(self, record: dict[str, Any]) -> str:
+        traceback = record.pop("exception", "")
+        level = self._levels[record.pop("level")]
+        line = f"{record.pop('timestamp')} {level} {record.pop('event')}"
+        for name, value in record.items():
+            line += f" {name}={_word(value)}"
+        if traceback:
+            line += "\n    " + traceback.replace("\n", "\n    ")
+        return line + "\n"
+
+
+def _word(value: Any) -> str:
+    """Write a value so that it ends where it seems to: quoted if it holds a space, a quote or an equals sign."""
+    if isinstance(value, str) and value and not any(each in value for each in ' "='):
+        return value
+    return _encode(value)

@@ -1,0 +1,126 @@
+"""The arguments of the commands, read as octets (RFC 5321 section 4.1.1). Addresses have a file of their own."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from guerrilla.envelope import Address
+from guerrilla.smtp.address import AddressError, parse_path
+from guerrilla.smtp.replies import (
+    BAD_BDAT,
+    BAD_HELO,
+    BAD_MAIL,
+    BAD_PARAMETER_VALUE,
+    BAD_RCPT,
+    NEEDS_SMTPUTF8,
+    UNKNOWN_PARAMETER,
+    Reply,
+)
+
+# int() takes signs, underscores, spaces and digits of every script: only what matches here is given to it.
+_NUMBER = re.compile(rb"[0-9]{1,20}")
+_PARAMETER = re.compile(rb"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([\x21-\x3c\x3e-\x7e]+))?")
+_HELO = re.compile(rb"[\x21-\x7e]{1,255}")
+_BDAT = re.compile(rb"([0-9]{1,20})(?: +([Ll][Aa][Ss][Tt]))? *")
+
+
+class CommandError(Exception):
+    """The argument is not what the command takes; ``reply`` is for the client."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(str(reply))
+        self.reply = reply
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """What MAIL has said: the sender, and the parameters of the extensions that we offer."""
+
+    sender: Address
+    size: int = 0
+    """RFC 1870: what the client believes the message to be; 0 if it did not say."""
+    body: str = "7BIT"
+    smtputf8: bool = False
+
+
+def parse_helo(argument: bytes) -> str:
+    """Read the name of the client. Any printable ASCII word will do: many honest devices do not know their name."""
+    name = argument.strip(b" ")
+    if not _HELO.fullmatch(name):
+        raise CommandError(BAD_HELO)
+    return name.decode("ascii")
+
+
+def parse_mail(argument: bytes) -> Mail:
+    """Read ``FROM:<sender> [SIZE=…] [BODY=…] [SMTPUTF8]``."""
+    if argument[:5].upper() != b"FROM:":
+        raise CommandError(BAD_MAIL)
+    try:
+        sender, rest = parse_path(argument[5:])
+    except AddressError as error:
+        raise CommandError(error.reply) from None
+    if not rest:
+        if not sender.is_ascii:
+            raise CommandError(NEEDS_SMTPUTF8)
+        return Mail(sender)
+    return _with_parameters(sender, rest)
+
+
+def _with_parameters(sender: Address, rest: bytes) -> Mail:
+    given = _parameters(rest)
+    size = given.pop(b"SIZE", b"0")
+    if size is None or not _NUMBER.fullmatch(size):
+        raise CommandError(BAD_PARAMETER_VALUE)
+    body = given.pop(b"BODY", b"7BIT")
+    body = b"" if body is None else body.upper()
+    if body not in (b"7BIT", b"8BITMIME", b"BINARYMIME"):
+        raise CommandError(BAD_PARAMETER_VALUE)
+    smtputf8 = b"SMTPUTF8" in given
+    if given.pop(b"SMTPUTF8", None) is not None:  # RFC 6531 section 3.4: it takes no value
+        raise CommandError(BAD_PARAMETER_VALUE)
+    if given:
+        raise CommandError(UNKNOWN_PARAMETER)
+    if not smtputf8 and not sender.is_ascii:
+        raise CommandError(NEEDS_SMTPUTF8)
+    return Mail(sender, int(size), body.decode("ascii"), smtputf8)
+
+
+def _parameters(rest: bytes) -> dict[bytes, bytes | None]:
+    """Split ESMTP parameters (RFC 5321 section 4.1.2); one that comes twice is an error."""
+    given: dict[bytes, bytes | None] = {}
+    for word in rest.split(b" "):
+        if not word:
+            continue
+        match = _PARAMETER.fullmatch(word)
+        if not match:
+            raise CommandError(BAD_PARAMETER_VALUE)
+        keyword = match[1].upper()
+        if keyword in given:
+            raise CommandError(BAD_PARAMETER_VALUE)
+        given[keyword] = match[2]
+    return given
+
+
+def parse_rcpt(argument: bytes, *, smtputf8: bool) -> Address:
+    """Read ``TO:<recipient>``. We offer no extension that gives RCPT a parameter."""
+    if argument[:3].upper() != b"TO:":
+        raise CommandError(BAD_RCPT)
+    try:
+        recipient, rest = parse_path(argument[3:], forward=True)
+    except AddressError as error:
+        raise CommandError(error.reply) from None
+    if rest:
+        _parameters(rest)  # a malformed one is 501, a well-formed one 555
+        raise CommandError(UNKNOWN_PARAMETER)
+    if not smtputf8 and not recipient.is_ascii:
+        raise CommandError(NEEDS_SMTPUTF8)
+    return recipient
+
+
+def parse_bdat(argument: bytes) -> tuple[int, bool]:
+    """Read ``size [LAST]`` (RFC 3030 section 2)."""
+    match = _BDAT.fullmatch(argument)
+    if not match:
+        raise CommandError(BAD_BDAT)
+    return int(match[1]), match[2] is not None

@@ -1,0 +1,58 @@
+"""What the dialogue tells its driver. The counterpart of an event that asks is ``Session.reply``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from guerrilla.envelope import Envelope
+from guerrilla.smtp.replies import Reply
+
+
+@dataclass(frozen=True, slots=True)
+class RcptReceived:
+    """RCPT has named a recipient, now the last of the envelope: answer with ``reply``. Nothing is parsed until then."""
+
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived:
+    """The whole message is here: answer with ``reply``. Nothing is parsed until then."""
+
+    envelope: Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRefused:
+    """A message has come to its end and was refused by the dialogue itself; the client has its answer."""
+
+    envelope: Envelope
+    size: int
+    """Octets of content that came."""
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class CommandRefused:
+    """A command was refused; the client has its answer. ``line`` is what came, for a log that escapes it."""
+
+    line: bytes
+    reply: Reply
+
+
+@dataclass(frozen=True, slots=True)
+class TLSRequested:
+    """The client will start the TLS handshake as soon as it has read our reply: send it, then call ``tls_established``.
+
+    What came in clear behind STARTTLS has been dropped (RFC 3207 section 5); what is still on its way must meet the
+    handshake, never the session.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The dialogue is over: send what there is to send, and close."""
+
+
+Event: TypeAlias = RcptReceived | MessageReceived | MessageRefused | CommandRefused | TLSRequested | Closed

@@ -1,0 +1,72 @@
+"""What a server says and allows, what it asks of the house around it, and the limits that hold for every dialogue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from guerrilla.envelope import Address
+from guerrilla.smtp.data import BodyWriter, Newlines
+from guerrilla.smtp.replies import Reply, greeting
+
+MAX_COMMAND_LINE: Final = 2048
+"""Octets, CRLF included. RFC 5321 section 4.5.3.1.4 asks for 512, and the extensions add to it; Postfix takes 2,048."""
+MAX_UNRECOGNIZED: Final = 5
+"""Commands that are none, before the client is sent away: the Go program's limit."""
+MAX_ERRORS: Final = 20
+"""Errors of any kind without a message that was taken in between: Postfix's ``smtpd_hard_error_limit``."""
+MAX_JUNK: Final = 100
+"""Commands that bring no mail forward (NOOP, RSET…) before each is an error: ``smtpd_junk_command_limit``."""
+MAX_OVERSHOOT: Final = 1000
+"""Recipients refused for their number before each counts as an error: ``smtpd_recipient_overshoot_limit``."""
+MAX_MAILS: Final = 100_000
+"""Transactions on one connection, as announced (RFC 9422) and held."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one server says and allows, made once for all its sessions. ``max_size`` is in octets."""
+
+    host_name: str
+    max_size: int = 10 << 20
+    max_recipients: int = 100
+    starttls: bool = False
+    validates: bool = False
+    """Whether the driver is asked about each recipient."""
+    newlines: Newlines = Newlines.REJECT
+    greeting: bytes = field(init=False, repr=False)
+    helo: bytes = field(init=False, repr=False)
+    ehlo: bytes = field(init=False, repr=False)
+    ehlo_in_tls: bytes = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        extensions = [
+            f"{self.host_name} Hello",
+            "PIPELINING",  # RFC 2920
+            f"SIZE {self.max_size}",  # RFC 1870
+            "8BITMIME",  # RFC 6152
+            "BINARYMIME",  # RFC 3030
+            "CHUNKING",  # RFC 3030
+            "SMTPUTF8",  # RFC 6531
+            "ENHANCEDSTATUSCODES",  # RFC 2034
+            f"LIMITS RCPTMAX={self.max_recipients} MAILMAX={MAX_MAILS}",  # RFC 9422
+            "HELP",
+        ]
+        in_clear = [*extensions[:-1], "STARTTLS", "HELP"] if self.starttls else extensions  # RFC 3207
+        object.__setattr__(self, "greeting", greeting(self.host_name).wire)
+        object.__setattr__(self, "helo", Reply(250, "", f"{self.host_name} Hello").wire)
+        object.__setattr__(self, "ehlo", Reply(250, "", "\n".join(in_clear)).wire)
+        object.__setattr__(self, "ehlo_in_tls", Reply(250, "", "\n".join(extensions)).wire)
+
+
+class House(Protocol):
+    """What a session asks of the house around it, and needs answered at once."""
+
+    def allows(self, recipient: Address) -> bool:
+        """Tell whether we take mail for the recipient's domain."""
+
+    def has_room(self) -> bool:
+        """Tell whether there is memory for one more message."""
+
+    def open_body(self) -> BodyWriter:
+        """Return where the octets of the next message go."""

@@ -1,0 +1,70 @@
+"""One mail transaction, from MAIL to the answer to its content, and one chunk of BDAT.
+
+All that belongs to a transaction is in this object, and it is thrown away whole: nothing of one message, not its
+sender, a recipient or an octet, can reach the next one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from guerrilla.envelope import Body, Envelope
+from guerrilla.smtp import replies
+from guerrilla.smtp.data import Content, DotReader, Newlines
+from guerrilla.smtp.replies import Reply
+from guerrilla.smtp.settings import House, Settings
+
+
+class Transaction:
+    """What was said since MAIL was accepted."""
+
+    __slots__ = ("_settings", "chunks_failed", "content", "envelope", "overshoot", "reader", "recipients")
+
+    def __init__(self, envelope: Envelope, settings: Settings) -> None:
+        self._settings = settings
+        self.envelope = envelope
+        self.recipients = 0
+        """RCPT commands that were accepted, those that repeat a recipient included."""
+        self.overshoot = 0
+        """RCPT commands beyond the limit."""
+        self.content: Content | None = None
+        self.reader: DotReader | None = None
+        self.chunks_failed = False
+        """Whether a chunk was refused, so that no other can be taken (RFC 3030 section 4.2)."""
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether a BDAT sequence is under way: nothing but BDAT or RSET may follow (RFC 3030 section 2)."""
+        return self.content is not None or self.chunks_failed
+
+    def open_content(self, house: House) -> Content:
+        """Make the place for the octets that come now."""
+        binary = self.envelope.body_type == "BINARYMIME"
+        newlines = Newlines.KEEP if binary else self._settings.newlines
+        self.content = Content(house.open_body(), self._settings.max_size, newlines)
+        return self.content
+
+    def finish(self) -> Body | Reply:
+        """Return the whole content, or why it is refused."""
+        assert self.content is not None
+        data = self.content.finish()
+        if data is None:
+            return self.content.refused or replies.LOCAL_ERROR
+        return data
+
+    def discard(self) -> None:
+        """Give back what the content holds."""
+        if self.content is not None:
+            self.content.discard()
+            self.content = None
+            self.reader = None
+
+
+@dataclass(slots=True)
+class Chunk:
+    """One BDAT command: so many octets follow, whatever they are, and they are read even when they are refused."""
+
+    size: int
+    left: int
+    last: bool
+    error: Reply | None = None
