@@ -148,9 +148,7 @@ class TLSConfig(_Section):
         if (self.start_tls_on or self.tls_always_on) and not (self.private_key_file and self.public_key_file):
             raise refused("TLS is on, but there is no key", "set both private_key_file and public_key_file")
         if len(self.protocols) == 2 and self.protocols[0] > self.protocols[1]:
-            raise refused(
-                f"found protocols {shown(self.protocols)}", "meant: the lowest version, then the highest"
-            )
+            raise refused(f"found protocols {shown(self.protocols)}", "meant: the lowest version, then the highest")
         return self
 
 
@@ -167,9 +165,7 @@ class ServerConfig(_Section):
     )
     max_size: int = Field(default=10485760, ge=1, description="Octets that a message may have, at most.")
     timeout: int = Field(default=30, ge=1, description="Seconds that a client may be silent.")
-    max_clients: int = Field(
-        default=100, ge=1, description="Connections at the same time; the next one gets 421."
-    )
+    max_clients: int = Field(default=100, ge=1, description="Connections at the same time; the next one gets 421.")
     max_clients_per_address: int = Field(
         default=0,
         ge=0,
@@ -187,9 +183,7 @@ class ServerConfig(_Section):
     )
     log_file: str = Field(default="", description="Log of this server; empty: the log of the daemon.")
     xclient_on: bool = Field(default=False, description="XCLIENT is not available in this version: false.")
-    proxyon: bool = Field(
-        default=False, description="The PROXY protocol is not available in this version: false."
-    )
+    proxyon: bool = Field(default=False, description="The PROXY protocol is not available in this version: false.")
     proxy_on: bool = Field(default=False, description="Another name of proxyon.")
     tls: TLSConfig = Field(default_factory=TLSConfig, description="Keys, versions and ciphers.")
 
@@ -201,9 +195,7 @@ class ServerConfig(_Section):
             return values
         tls = values.get("tls", {})
         flat = ("start_tls_on", "tls_always_on", "private_key_file", "public_key_file")
-        moved = {
-            key: values[key] for key in flat if key in values and isinstance(tls, dict) and key not in tls
-        }
+        moved = {key: values[key] for key in flat if key in values and isinstance(tls, dict) and key not in tls}
         if not moved:
             return values
         rest = {key: value for key, value in values.items() if key not in moved}
@@ -361,22 +353,16 @@ def parse(
         ConfigError: with everything that is wrong.
     """
     problems = [
-        Problem(key, "is not used any more", _DEAD_KEYS[key], warning=True)
-        for key in values
-        if key in _DEAD_KEYS
+        Problem(key, "is not used any more", _DEAD_KEYS[key], warning=True) for key in values if key in _DEAD_KEYS
     ]
     config: AppConfig | None = None
     try:
-        config = AppConfig.model_validate(
-            {key: value for key, value in values.items() if key not in _DEAD_KEYS}
-        )
+        config = AppConfig.model_validate({key: value for key, value in values.items() if key not in _DEAD_KEYS})
     except ValidationError as error:
         problems.extend(problems_of(error, AppConfig))
     else:
         if not any(server.is_enabled for server in config.servers):
-            problems.append(
-                Problem("servers", "no server is enabled", "no mail will be received", warning=True)
-            )
+            problems.append(Problem("servers", "no server is enabled", "no mail will be received", warning=True))
     backend = values.get("backend_config", EMBEDDED_BACKEND)
     if check_backend is not None and isinstance(backend, Mapping):
         problems.extend(check_backend(backend))

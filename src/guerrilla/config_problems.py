@@ -103,6 +103,8 @@ def _problem(details: ErrorDetails, model: type[BaseModel], prefix: str) -> Prob
         return Problem(place, "this key is missing")
     if kind == "refused":
         return Problem(place, str(context["found"]), str(context["meant"]))
+    if kind == "value_error":  # what a validator of a processor says is already plain
+        return Problem(place, f"found {shown(details['input'])}", str(context["error"]))
     meant = _MEANT.get(kind, details["msg"].lower()).format(**context)
     return Problem(place, f"found {shown(details['input'])}", f"meant: {meant}")
 

@@ -64,9 +64,7 @@ def _text(name: str) -> str:
         return octets.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = octets.count(b"\n", 0, error.start) + 1
-        raise ConfigError(
-            [Problem("", f"line {line} is not UTF-8 text", "meant: a text file")], Source(name)
-        ) from None
+        raise ConfigError([Problem("", f"line {line} is not UTF-8 text", "meant: a text file")], Source(name)) from None
 
 
 def _at(text: str, offset: int) -> tuple[int, int]:
@@ -163,9 +161,7 @@ class _JSONReader:
         if first == "'":
             self._fault('text stands between double quotes, "like this"')
         if not _SCALAR_START.match(first):
-            self._fault(
-                f"a value is missing before {first!r}" if first in ",]}:" else f"found {first!r} for a value"
-            )
+            self._fault(f"a value is missing before {first!r}" if first in ",]}:" else f"found {first!r} for a value")
         start = self._offset
         try:
             value, self._offset = self._scalars.raw_decode(self._text, start)
@@ -184,19 +180,13 @@ class _JSONReader:
             if result:
                 self._separator("}")
             if self._peek() != '"':
-                self._fault(
-                    "there is a comma after the last entry"
-                    if self._peek() == "}"
-                    else "a key is missing: it stands between double quotes"
-                )
+                self._fault(_NO_KEY.get(self._peek(), "a key is missing: it stands between double quotes"))
             start = self._offset
             key = self._scalar('"')
             here = f"{place}.{key}" if place else key
             if key in result:
                 line = _at(self._text, start)[0]
-                self.problems.append(
-                    Problem(here, f"stands here a second time on line {line}", "keep one of them")
-                )
+                self.problems.append(Problem(here, f"stands here a second time on line {line}", "keep one of them"))
             self._mark(here)
             if self._peek() != ":":
                 self._fault(f"a colon is missing after the key {json.dumps(key, ensure_ascii=False)}")
@@ -225,6 +215,8 @@ class _JSONReader:
             self._fault(f"a comma is missing before {found!r}, or {closing!r}")
         self._offset += 1
 
+
+_NO_KEY = {"}": "there is a comma after the last entry", "": "the file ends in the middle: '}' is missing"}
 
 _PLAIN_WORDS = {
     "Unterminated string starting at": "the closing double quote of this text is missing",

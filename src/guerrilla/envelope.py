@@ -71,7 +71,7 @@ class TLSInfo:
     cipher: str
 
 
-class Headers(Sequence[tuple[str, str]]):
+class Headers:
     """The header fields of a message, in order, with repeated names kept; looked up without regard to case.
 
     Values are unfolded text as they came: decode encoded words with the parser that filled this, not here.
@@ -89,11 +89,11 @@ class Headers(Sequence[tuple[str, str]]):
     def __len__(self) -> int:
         return len(self._fields)
 
-    def __getitem__(self, position):  # type: ignore[no-untyped-def]
-        return self._fields[position]
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._fields)
 
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.lower() in self._index
+    def __contains__(self, name: str) -> bool:
+        return name.lower() in self._index
 
     def get(self, name: str, default: str = "") -> str:
         """Return the first value of the field, or the default."""

@@ -68,8 +68,8 @@ class Log:
         log_level: str = "info",
         log_format: Literal["auto", "console", "json"] = "auto",
     ) -> None:
-        self._output = _Output(log_file)
         level = _LEVELS[log_level]
+        self._output = _Output(log_file)
         render: Callable[[dict[str, Any]], str]
         if log_format == "console" or (log_format == "auto" and not self._output.is_file):
             render = _Console(colours=self._output.is_terminal)
@@ -206,11 +206,12 @@ def _safe(value: Any, depth: int = 0) -> Any:
         return value if math.isfinite(value) else str(value)
     if isinstance(value, bytes | bytearray):
         return _escaped(value[: MAX_TEXT + 1].decode("ascii", "backslashreplace"))
-    if depth < _MAX_DEPTH:
-        if isinstance(value, list | tuple | set | frozenset):
-            return [_safe(item, depth + 1) for item in value]
+    if isinstance(value, list | tuple | set | frozenset | Mapping):
+        if depth == _MAX_DEPTH:
+            return "…"
         if isinstance(value, Mapping):
             return {_safe(str(name)): _safe(item, depth + 1) for name, item in value.items()}
+        return [_safe(item, depth + 1) for item in value]
     return _escaped(str(value))
 
 

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from unicodedata import normalize
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from guerrilla.envelope import NULL_PATH, Address
@@ -57,6 +57,7 @@ GOOD: list[tuple[str, Address, str]] = [
     (" <a@b>", Address("a", "b"), ""),
     ("   <a@b> SIZE=5", Address("a", "b"), "SIZE=5"),
     ("a@b", Address("a", "b"), ""),
+    ("a@my_host.example.com", Address("a", "my_host.example.com"), ""),
     ("  a@b SIZE=5", Address("a", "b"), "SIZE=5"),
     ("a@b  ", Address("a", "b"), ""),
     ('"a b"@c SIZE=5', Address("a b", "c"), "SIZE=5"),
@@ -119,7 +120,11 @@ GOOD: list[tuple[str, Address, str]] = [
     (f"<a@{LABEL}>", Address("a", LABEL), ""),
     (f"<a@{LABEL}.b>", Address("a", f"{LABEL}.b"), ""),
     (f"<a@{LONG_DOMAIN}>", Address("a", LONG_DOMAIN), ""),
-    (f"<@{LONG_DOMAIN}:{'u' * 128}@{LABEL}.{LABEL}>", Address("u" * 128, f"{LABEL}.{LABEL}", None, (LONG_DOMAIN,)), ""),
+    (
+        f"<@{LONG_DOMAIN}:{'u' * 128}@{LABEL}.{LABEL[1:]}>",
+        Address("u" * 128, f"{LABEL}.{LABEL[1:]}", None, (LONG_DOMAIN,)),
+        "",
+    ),
     (f"<@{'a,@' * 168}b:c@d>", Address("c", "d", None, ("a",) * 168 + ("b",)), ""),
 ]
 
@@ -153,6 +158,8 @@ BAD: list[bytes] = [
     b"<a@b> \tSIZE=5",
     b"\t<a@b>",
     b"\xa0<a@b>",
+    "\xa0<a@b>".encode(),
+    "\u2003<a@b>".encode(),
     # More than one address, comments, display names.
     b"<a@b><c@d>",
     b"<a@b>,<c@d>",
@@ -256,6 +263,7 @@ BAD: list[bytes] = [
     b"<@a>",
     b"<@a,@b>",
     b"<@a,b:c@d>",
+    b"<@a,bb:c@d>",
     b"<@a,:c@d>",
     b"<,@a:c@d>",
     b"<@a, @b:c@d>",
@@ -268,6 +276,7 @@ BAD: list[bytes] = [
     # Address literals.
     b"<a@[]>",
     b"<a@[1.2.3.4>",
+    b"<a@[1.2.3.44>",
     b"<a@1.2.3.4]>",
     b"<a@[1.2.3]>",
     b"<a@[1.2.3.4.5]>",
@@ -306,6 +315,7 @@ TOO_LONG: list[tuple[str, Reply]] = [
     (f"<a@{'ü' * 60}.{'ü' * 60}.{'ü' * 7}>", DOMAIN_TOO_LONG),
     (f"<@{LONG_DOMAIN}.l:a@b>", DOMAIN_TOO_LONG),
     (f"<@{'a,@' * 168}bbbbb:c@d>", PATH_TOO_LONG),
+    (f"<@{LONG_DOMAIN}:{'u' * 128}@{LABEL}.{LABEL}>", PATH_TOO_LONG),
     (f"<{'u' * 512}@x>", PATH_TOO_LONG),
     (f"{'u' * 512}@x", PATH_TOO_LONG),
     (f"<{'ü' * 256}@x>", PATH_TOO_LONG),
@@ -418,46 +428,15 @@ def test_tells_which_address_needs_smtputf8() -> None:
 # Text near the grammar, where the faults would be: pieces of paths in any order.
 PIECES = st.sampled_from(
     [
-        "<",
-        ">",
-        "@",
-        "a",
-        "B",
-        "1",
-        ".",
-        "-",
-        "_",
-        ",",
-        ":",
-        '"',
-        "\\",
-        " ",
-        "[",
-        "]",
-        "[1.2.3.4]",
-        "[IPv6:",
-        "::1",
-        "%",
-        "(",
+        *'<>@aB1.-_,:"\\[]%( \t\n\x00\x80\xa0üİΣ用\u0308\u0345\u212a\u3002',
+        *("[1.2.3.4]", "[IPv6:", "::1", "postmaster", "SIZE=5", "a@b", '"a b"', "@a,@b:", "x" * 63, "y" * 129),
     ]
-    + [
-        "ü",
-        "u\u0308",
-        "İ",
-        "Σ",
-        "\u212a",
-        "\u3002",
-        "\u0345",
-        "用",
-        "\xa0",
-        "\x80",
-        "\x00",
-        "\t",
-        "\n",
-        "postmaster",
-        "SIZE=5",
-    ]
-    + ["a@b", '"a b"', "@a,@b:", "x" * 63, "y" * 129]
+)
+USERS = st.text(st.characters(exclude_categories=["Cc", "Cs"]), max_size=30)
+HOSTS = st.one_of(
+    st.lists(st.text("aB1-_üÜİΣ用\u0308\u0345", min_size=1, max_size=8), min_size=1, max_size=4).map(".".join),
+    st.ip_addresses(v=4).map(lambda ip: f"[{ip}]"),
+    st.ip_addresses(v=6).map(lambda ip: f"[ipv6:{ip.exploded}]"),
 )
 LINES = st.one_of(
     st.binary(max_size=80),
@@ -467,6 +446,7 @@ LINES = st.one_of(
     st.tuples(st.lists(PIECES, max_size=5), st.lists(PIECES, max_size=5)).map(
         lambda sides: f"<{''.join(sides[0])}@{''.join(sides[1])}>".encode()
     ),
+    st.builds(Address, USERS, HOSTS).map(lambda address: f"<{address}>".encode()),
 )
 
 
@@ -500,21 +480,28 @@ def test_every_line_gives_an_address_that_is_within_the_limits_or_an_address_err
 @settings(deadline=None, max_examples=500)
 @given(data=LINES, forward=st.booleans())
 @example(data="<a@İ.Σ>".encode(), forward=False)
-@example(data='<"a\\" \\\\b"@[ipv6:2001:DB8::ffff:1.2.3.4]>'.encode(), forward=False)
+@example(data=b'<"a\\" \\\\b"@[ipv6:2001:DB8::ffff:1.2.3.4]>', forward=False)
 @example(data="<a\u2028b@x>".encode(), forward=True)
 def test_what_was_read_is_read_again_from_its_own_text(data: bytes, forward: bool) -> None:
     """The text of an address, in brackets, is the same address: it can be stored and sent on."""
     result = outcome(data, forward)
-    assume(not isinstance(result, Reply))
-    assert not isinstance(result, Reply)
-    address = replace(result[0], route=())  # a route is read and then ignored: it is not written
+    if not isinstance(result, Reply):
+        address = replace(result[0], route=())  # a route is read and then ignored: it is not written
+        assert parse_path(f"<{address}>".encode(), forward=forward) == (address, b"")
+
+
+@settings(deadline=None)
+@given(user=USERS, forward=st.booleans())
+def test_any_local_part_without_controls_can_be_written_and_read(user: str, forward: bool) -> None:
+    """Quoting gives back every local part, whatever is in it."""
+    address = Address(user, "x")
     assert parse_path(f"<{address}>".encode(), forward=forward) == (address, b"")
 
 
 ATEXT = st.text("abcXYZ019!#$%&'*+-/=?^_`{|}~", min_size=1, max_size=60)
 ORDINARY = st.tuples(
     st.lists(ATEXT, min_size=1, max_size=4).map(".".join),
-    st.lists(st.text("abZ09-_", min_size=1, max_size=70), min_size=1, max_size=5).map(".".join),
+    st.lists(st.sampled_from(["a", "Z09", "-", "_", ".", "x" * 31]), min_size=1, max_size=9).map("".join),
     st.sampled_from(["", " ", " SIZE=5", "  SIZE=5 ", " c@d", " (x)", "x", " x\x7f"]),
 ).map(lambda parts: f"<{parts[0]}@{parts[1]}>{parts[2]}".encode())
 
@@ -533,13 +520,12 @@ def test_the_short_way_and_the_careful_way_agree(data: bytes, forward: bool) -> 
 
 
 @settings(deadline=None)
-@given(text=st.text(st.characters(exclude_categories=["C", "Z", "P", "S"]), min_size=1, max_size=12))
-def test_a_domain_is_the_same_in_every_normal_form_and_case_that_python_folds(text: str) -> None:
-    """Composed and decomposed letters are one domain, and what comes out is lower case and NFC."""
-    result = outcome(f"<a@{text}>".encode(), False)
-    assume(not isinstance(result, Reply))
-    assert not isinstance(result, Reply)
-    host = result[0].host
-    assert host == normalize("NFC", host) == normalize("NFC", host.lower())
-    decomposed = outcome(f"<a@{normalize('NFD', text)}>".encode(), False)
-    assert decomposed == result
+@given(text=st.text(st.characters(categories=["L", "M", "N"], exclude_characters="\u212a"), min_size=1, max_size=12))
+@example(text="İU\u0308ΑΣ")
+def test_composed_and_decomposed_letters_are_one_domain(text: str) -> None:
+    """What comes out is lower case and NFC, however the letters were written."""
+    result = outcome(f"<a@x{text}>".encode(), False)
+    assert result == outcome(f"<a@x{normalize('NFD', text)}>".encode(), False)
+    if not isinstance(result, Reply):
+        host = result[0].host
+        assert host == normalize("NFC", host) == host.lower()

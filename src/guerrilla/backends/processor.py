@@ -11,8 +11,8 @@
             return await call_next()
 
 The kernel is ``Process = (Envelope, Task) -> Awaitable[Reply]`` and ``Decorator = (Process) -> Process``. The class
-with hooks, the ``@processor`` function and the bare decorator factory are three ways to write one decorator; all three run
-the same way.
+with hooks, the ``@processor`` function and the bare decorator factory are three ways to write one decorator; all
+three run the same way.
 """
 
 from __future__ import annotations

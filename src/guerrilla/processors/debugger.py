@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 
 from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, ProcessorConfig, Reply
 
@@ -27,8 +28,8 @@ class DebuggerConfig(ProcessorConfig):
 class Debugger(Processor[DebuggerConfig]):
     """Logs each message that passes: sender, recipients, subject, header and size.
 
-    Reads ``mail_from``, ``rcpt_to``, ``subject``, ``header`` and the size; sets nothing. List HeadersParser before it to
-    see subject and header. With ``sleep_seconds`` it holds the message for that long, to try out time limits.
+    Reads ``mail_from``, ``rcpt_to``, ``subject``, ``header`` and the size; sets nothing. List HeadersParser before it
+    to see subject and header. With ``sleep_seconds`` it holds the message for that long, to try out time limits.
     """
 
     async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
@@ -39,7 +40,9 @@ class Debugger(Processor[DebuggerConfig]):
                 mail_from=str(envelope.mail_from),
                 rcpt_to=[str(recipient) for recipient in envelope.rcpt_to],
                 subject=envelope.subject[:_MAX_VALUE],
-                header=[(name[:_MAX_VALUE], value[:_MAX_VALUE]) for name, value in envelope.header[:_MAX_FIELDS]],
+                header=[
+                    (name[:_MAX_VALUE], value[:_MAX_VALUE]) for name, value in islice(envelope.header, _MAX_FIELDS)
+                ],
                 size=len(envelope),
             )
         if self.config.sleep_seconds:

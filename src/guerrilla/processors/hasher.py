@@ -13,9 +13,9 @@ _DIGEST_SIZE = 16
 class Hasher(Processor[ProcessorConfig]):
     """Makes a key for each recipient's copy of the message.
 
-    Reads ``queued_id``, ``mail_from``, ``subject`` and ``rcpt_to``. Sets ``hashes``: 32 hexadecimal digits (BLAKE2s) per
-    recipient, in their order. The key of one recipient does not depend on the others, and a second run over the same
-    envelope gives the same keys. List HeadersParser before it.
+    Reads ``queued_id``, ``mail_from``, ``subject`` and ``rcpt_to``. Sets ``hashes``: 32 hexadecimal digits (BLAKE2s)
+    per recipient, in their order. The key of one recipient does not depend on the others, and a second run over the
+    same envelope gives the same keys. List HeadersParser before it.
     """
 
     async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:

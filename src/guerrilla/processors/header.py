@@ -38,7 +38,7 @@ class Header(Processor[HeaderConfig]):
     """Writes the trace header: Delivered-To, for the first recipient at ``primary_mail_host``, and Received.
 
     Reads the sender's side of the envelope (``helo``, ``remote_ip``, ``esmtp``, ``tls``, ``smtputf8``), ``rcpt_to``,
-    ``queued_id`` and ``received_at``. Sets ``delivery_header``, which a store writes before ``data``.
+    ``received_at``, and ``hashes`` or else ``queued_id``. Sets ``delivery_header``: a store writes it before ``data``.
     """
 
     async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
@@ -59,7 +59,10 @@ def _received(envelope: Envelope, host: str) -> str:
     """
     utf8 = envelope.smtputf8
     helo = _BREAKS_HELO.sub("?", _text(envelope.helo, utf8)) or "unknown"
-    clauses = f"by {_text(host, utf8)} with {_protocol(envelope)} id {_text(envelope.queued_id, utf8)}"
+    clauses = f"by {_text(host, utf8)} with {_protocol(envelope)}"
+    name = envelope.hashes[0] if envelope.hashes else envelope.queued_id  # a store tells the client the first hash
+    if name:
+        clauses += f" id {_text(name, utf8)}"
     if len(envelope.rcpt_to) == 1:
         clauses += f"\r\n\tfor <{_text(str(envelope.rcpt_to[0]), utf8)}>"
     return (

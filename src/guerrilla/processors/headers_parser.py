@@ -13,7 +13,7 @@ from guerrilla.backends.processor import CallNext, Envelope, Processor, Processo
 from guerrilla.envelope import Body, Headers
 
 _MAX_BLOCK = 1 << 20
-"""Octets of header that are read. Real ones have some 10 kB; the largest that relays let through are about 1 MB."""
+"""Octets of header that are read: a hundred times what a long one has. What lies beyond is stored, but not read."""
 
 _MAX_LINES = 1_000
 """Unfolded lines that are looked at, malformed ones included: so a megabyte of tiny ones costs no time."""
@@ -28,14 +28,15 @@ _MAX_SUBJECT = 998
 """Characters kept of the decoded subject: one whole line of RFC 5322 section 2.1.1."""
 
 _MAX_ENCODED = 20_000
-"""Characters of a subject that are decoded: what ``_MAX_SUBJECT`` takes in its longest encoding (Q, four octets each)."""
+"""Characters of a subject that are decoded: what ``_MAX_SUBJECT`` takes in its longest encoding (Q, four octets for
+a character)."""
 
 _NAME = re.compile(rf"[!-9;-~]{{1,{_MAX_NAME}}}")
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 # RFC 2047 section 2, with the language of RFC 2231 section 5. A "?" ends each part, so a scan never goes back. Blanks
 # inside of the text are not allowed, but are seen.
-_ENCODED_WORD = re.compile(r"=\?([!-)+->@-~]{1,40})(?:\*[!->@-~]{0,40})?\?([BbQq])\?([^?]*)\?=", re.ASCII)
+_ENCODED_WORD = re.compile(r"=\?([!-)+->@-~]{1,40})(?:\*[!->@-~]{0,40})?\?([BbQq])\?([^?]*)\?=")
 _BLANKS = re.compile(r"[ \t]*")
 
 # What a client may name. Only character sets: Python's codecs also know punycode, idna (both quadratic), utf-7,
@@ -46,7 +47,7 @@ _CHARSET = re.compile(
     r"|shift[_-]jis|cp932|windows-31j|tis-620",
     re.ASCII | re.IGNORECASE,
 )
-_CODEC = {"gb2312": "gb18030", "windows-874": "cp874"}
+_CODEC = {"gb2312": "gb18030", "windows-874": "cp874", "windows-31j": "cp932"}
 """Python's name, where it has another, or where what is sent under a name is in truth the larger set."""
 
 
@@ -147,7 +148,7 @@ class _Run:
         """Return what the words say, or the words themselves if the octets are not of their character set."""
         try:
             return self.octets.decode(_CODEC.get(self.charset, self.charset or "ascii"))
-        except UnicodeDecodeError:
+        except (LookupError, UnicodeError):  # a small build of Python lacks some character sets
             return text[self.start : self.end]
 
 

@@ -134,9 +134,7 @@ def _read_path(text: str, forward: bool) -> Address:
         return Address("postmaster")
     route: tuple[str, ...] = ()
     if text.startswith("@"):
-        hops, colon, text = text.partition(":")
-        if not colon:
-            raise ValueError("a source route without mailbox")
+        hops, _, text = text.partition(":")
         route = tuple(_read_hop(hop) for hop in hops.split(","))
     address = _read_mailbox(text, route)
     # A domain can grow as it is normalised: what str() writes is a path too.

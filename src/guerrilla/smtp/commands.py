@@ -22,7 +22,10 @@ from guerrilla.smtp.replies import (
 _NUMBER = re.compile(rb"[0-9]{1,20}")
 _PARAMETER = re.compile(rb"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([\x21-\x3c\x3e-\x7e]+))?")
 _HELO = re.compile(rb"[\x21-\x7e]{1,255}")
-_BDAT = re.compile(rb"([0-9]{1,20})(?: +([Ll][Aa][Ss][Tt]))? *")
+# What a chunk announces is read to its end, and nobody sends a petabyte.
+_BDAT = re.compile(rb"([0-9]{1,15})(?: +([Ll][Aa][Ss][Tt]))? *")
+
+_FOREIGN = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"DELETE", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE"})
 
 
 class CommandError(Exception):
@@ -42,6 +45,14 @@ class Mail:
     """RFC 1870: what the client believes the message to be; 0 if it did not say."""
     body: str = "7BIT"
     smtputf8: bool = False
+
+
+def is_foreign(verb: bytes) -> bool:
+    """Tell whether it is a verb of HTTP, or a header field, so that what follows must not be taken for commands.
+
+    A browser can be led here, and a careless client sends its message although DATA was refused.
+    """
+    return verb in _FOREIGN or verb.endswith(b":")
 
 
 def parse_helo(argument: bytes) -> str:

@@ -43,7 +43,7 @@ class BodyWriter(Protocol):
         """Take more. Raises BodyError when there is no room."""
 
     def finish(self) -> Body:
-        """Return all that was written."""
+        """Return all that was written. Raises BodyError when that fails."""
 
     def discard(self) -> None:
         """Give back what is held. Called at the end of the transaction, whatever came of it, perhaps twice."""
@@ -111,14 +111,20 @@ class Content:
             except BodyError as error:
                 self._refuse(error.reply)
 
-    def finish(self) -> Body | None:
-        """Return the whole content, or None if it was refused."""
+    def finish(self) -> Body | Reply:
+        """Return the whole content, or why it is refused."""
         if self._held_cr and self._newlines is Newlines.NORMALIZE:
             self._held_cr = False
             self.write(b"\r\n")
         elif self._held_cr:
+            self.size += 1
             self._refuse(BARE_NEWLINE)
-        return self._body.finish() if self.refused is None else None
+        if self.refused is not None:
+            return self.refused
+        try:
+            return self._body.finish()
+        except BodyError as error:
+            return error.reply
 
     def discard(self) -> None:
         """Give back what is held."""
@@ -132,8 +138,11 @@ class Content:
 
     def _refuse(self, reply: Reply) -> None:
         if self.refused is None:
-            self.refused = reply
             self._body.discard()
+        # The first reason stands, but size outweighs all and whatever the client did outweighs our own trouble: else
+        # the answer would depend on how the octets were cut.
+        if self.refused is None or self.refused.temporary or reply is MESSAGE_TOO_LARGE:
+            self.refused = reply
 
 
 class DotReader:

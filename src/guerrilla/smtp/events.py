@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from guerrilla.envelope import Envelope
@@ -53,6 +53,9 @@ class TLSRequested:
 @dataclass(frozen=True, slots=True)
 class Closed:
     """The dialogue is over: send what there is to send, and close."""
+
+    reply: Reply | None = field(default=None, compare=False)
+    """The last word, if we had it; None when the client has hung up."""
 
 
 Event: TypeAlias = RcptReceived | MessageReceived | MessageRefused | CommandRefused | TLSRequested | Closed

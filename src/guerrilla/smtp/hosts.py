@@ -22,6 +22,8 @@ def _literal(text: str) -> str:
 
     Raises ValueError if there is no IP address in the brackets.
     """
+    if not text.endswith("]"):
+        raise ValueError(f"{text!r} does not end with its bracket")
     inner = text[1:-1]
     address = ip_address(inner[5:] if inner.lower().startswith("ipv6:") else inner)
     return f"[IPv6:{address}]" if address.version == 6 else f"[{address}]"

@@ -17,21 +17,16 @@ class Patience:
         """Forget what was: the client has brought a message."""
         self._errors = self._junk = self._unrecognized = 0
 
-    def error(self) -> None:
-        """Count a command that was refused."""
+    def error(self) -> bool:
+        """Count a command that was refused; return whether the client is to be sent away."""
         self._errors += 1
-
-    def junk(self) -> None:
-        """Count a command that brings no mail forward: beyond a number, each is an error."""
-        self._junk += 1
-        if self._junk > MAX_JUNK:
-            self._errors += 1
+        return self._errors >= MAX_ERRORS or self._unrecognized >= MAX_UNRECOGNIZED
 
     def unrecognized(self) -> None:
-        """Count a command that is none."""
+        """Note that the command that will be counted as refused is none at all."""
         self._unrecognized += 1
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether the client is to be sent away."""
-        return self._errors >= MAX_ERRORS or self._unrecognized >= MAX_UNRECOGNIZED
+    def junk(self) -> bool:
+        """Count a command that brings no mail forward; return whether the client is to be sent away."""
+        self._junk += 1
+        return self._junk > MAX_JUNK and self.error()

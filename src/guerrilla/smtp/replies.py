@@ -88,8 +88,7 @@ BYE = Reply(221, "2.0.0", "Bye")
 OK = Reply(250, "2.0.0", "OK")
 SENDER_OK = Reply(250, "2.1.0", "Sender OK")
 RECIPIENT_OK = Reply(250, "2.1.5", "Recipient OK")
-CANNOT_VERIFY = Reply(252, "2.5.0", "Cannot verify the user, but will take the message and attempt delivery")
-CANNOT_EXPAND = Reply(252, "2.5.0", "Cannot expand a list, but will take messages for its members")
+CANNOT_VERIFY = Reply(252, "2.5.0", "Cannot verify or expand, but will take the message and attempt delivery")
 START_MAIL = Reply(354, "", "Start mail input; end with <CRLF>.<CRLF>")
 
 # 4yz: ours to mend, or a limit that will pass.

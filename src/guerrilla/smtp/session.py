@@ -19,8 +19,8 @@ from typing import Final
 
 from guerrilla.envelope import Envelope, TLSInfo
 from guerrilla.smtp import replies
-from guerrilla.smtp.commands import CommandError, parse_bdat, parse_helo, parse_mail, parse_rcpt
-from guerrilla.smtp.data import DotReader
+from guerrilla.smtp.commands import CommandError, is_foreign, parse_bdat, parse_helo, parse_mail, parse_rcpt
+from guerrilla.smtp.data import Content, DotReader
 from guerrilla.smtp.events import (
     Closed,
     CommandRefused,
@@ -33,16 +33,8 @@ from guerrilla.smtp.events import (
 from guerrilla.smtp.input import Input
 from guerrilla.smtp.patience import Patience
 from guerrilla.smtp.replies import Reply
-from guerrilla.smtp.settings import (
-    MAX_MAILS,
-    MAX_OVERSHOOT,
-    House,
-    Settings,
-)
+from guerrilla.smtp.settings import MAX_MAILS, MAX_OVERSHOOT, House, Settings
 from guerrilla.smtp.transaction import Chunk, Transaction
-
-_FOREIGN: Final = frozenset({b"GET", b"POST", b"PUT", b"HEAD", b"DELETE", b"OPTIONS", b"PATCH", b"CONNECT", b"TRACE"})
-"""Verbs of HTTP: a browser that was led here must not be able to speak SMTP in the lines that follow."""
 
 
 class _State(Enum):
@@ -64,7 +56,7 @@ class Session:
     """
 
     __slots__ = (
-        "_chunk", "_draining", "_eof", "_esmtp", "_helo", "_house", "_in", "_mails", "_out", "_patience",
+        "_chunk", "_draining", "_eof", "_esmtp", "_helo", "_house", "_in", "_last_word", "_mails", "_out", "_patience",
         "_remote_ip", "_remote_port", "_server", "_settings", "_state", "_tls", "_transaction",
     )  # fmt: skip
 
@@ -87,11 +79,12 @@ class Session:
         self._tls = tls
         self._state = _State.COMMAND
         self._in = Input()
-        self._out = [settings.greeting]
+        self._out = [settings.greeting.wire]
         self._eof = False
         self._draining = False
         self._mails = 0
         self._patience = Patience()
+        self._last_word: Reply | None = None
         # Since EHLO.
         self._helo = ""
         self._esmtp = False
@@ -113,8 +106,10 @@ class Session:
 
     @property
     def in_content(self) -> bool:
-        """Whether content of a message is expected, so that a least data rate can be asked of the client."""
-        return self._state is _State.DATA or self._state is _State.CHUNK
+        """Whether a message is coming, from its first octet to its last, so that a least data rate can be asked."""
+        if self._state is _State.DATA or self._state is _State.CHUNK:
+            return True
+        return self._state is _State.COMMAND and self._transaction is not None and self._transaction.in_chunks
 
     @property
     def closed(self) -> bool:
@@ -162,7 +157,9 @@ class Session:
                 event = self._read_chunk()
             elif state is _State.CLOSING:
                 self._state = _State.CLOSED
-                return Closed()
+                return Closed(self._last_word)
+            elif state is _State.HANDSHAKE:
+                break
             else:
                 return None
         if event is None and self._eof:
@@ -214,6 +211,7 @@ class Session:
             return
         if reply is not None:
             self._out.append(reply.wire)
+        self._last_word = reply
         self._state = _State.CLOSING
         self._in.clear()
         self._end_transaction()
@@ -228,7 +226,7 @@ class Session:
         if not line:
             return self._refuse(replies.LINE_TOO_LONG, line)
         # RFC 5321 section 2.3.8: a line ends with CRLF and holds no other CR or LF.
-        if line.find(b"\r") != len(line) - 2:
+        if not line.endswith(b"\r\n") or line.find(b"\r") != len(line) - 2:
             return self._refuse(replies.BARE_NEWLINE_IN_COMMAND, line)
         line = line[:-2]
         verb, _, argument = line.partition(b" ")
@@ -240,7 +238,7 @@ class Session:
                 return handler(self, argument.strip(b" "))
             except CommandError as error:
                 return self._refuse(error.reply, line)
-        if verb in _FOREIGN:
+        if is_foreign(verb):
             self.close(replies.NOT_SMTP)
             return CommandRefused(line, replies.NOT_SMTP)
         self._patience.unrecognized()
@@ -254,14 +252,13 @@ class Session:
         self._count_error()
         return CommandRefused(line, reply)
 
-    def _count_error(self) -> None:
-        self._patience.error()
-        if self._patience.exhausted:
+    def _say_to_junk(self, reply: Reply) -> None:
+        self._say(reply)
+        if self._patience.junk():
             self.close(replies.TOO_MANY_ERRORS)
 
-    def _count_junk(self) -> None:
-        self._patience.junk()
-        if self._patience.exhausted:
+    def _count_error(self) -> None:
+        if self._patience.error():
             self.close(replies.TOO_MANY_ERRORS)
 
     # Commands, in the order of RFC 5321 section 4.1.1. Each is given its argument without the spaces around it.
@@ -270,14 +267,14 @@ class Session:
         self._helo = parse_helo(argument)
         self._esmtp = False
         self._end_transaction()
-        self._out.append(self._settings.helo)
+        self._say_to_junk(self._settings.helo)
 
     def _ehlo_command(self, argument: bytes) -> None:
         self._helo = parse_helo(argument)
         self._esmtp = True
         # RFC 5321 section 4.1.4: EHLO in the middle of things is a RSET too.
         self._end_transaction()
-        self._out.append(self._settings.ehlo_in_tls if self._tls else self._settings.ehlo)
+        self._say_to_junk(self._settings.ehlo_in_tls if self._tls else self._settings.ehlo)
 
     def _mail_command(self, argument: bytes) -> None:
         if not self._helo:
@@ -357,49 +354,37 @@ class Session:
             # The octets that follow cannot be told from commands any more.
             self.close(error.reply)
             return CommandRefused(b"BDAT " + argument, error.reply)
-        chunk = Chunk(size, size, last)
+        into: Content | Reply
         try:
             transaction = self._ready_for_content()
             if transaction.chunks_failed:
                 raise CommandError(replies.BDAT_FAILED)
-            content = transaction.content or transaction.open_content(self._house)
-            if content.size + size > self._settings.max_size:
+            into = transaction.content or transaction.open_content(self._house)
+            if into.size + size > self._settings.max_size:
                 raise CommandError(replies.MESSAGE_TOO_LARGE)
         except CommandError as error:
-            chunk.error = error.reply
-        self._chunk = chunk
+            into = error.reply
+        self._chunk = Chunk(size, last, into, size)
         self._state = _State.CHUNK
-        if not size and not last:
-            self._count_junk()
         return None
 
     def _rset_command(self, argument: bytes) -> None:
         if argument:
             raise CommandError(replies.NO_ARGUMENT_ALLOWED)
         self._end_transaction()
-        self._say(replies.OK)
-        self._count_junk()
+        self._say_to_junk(replies.OK)
 
     def _noop_command(self, argument: bytes) -> None:
-        self._say(replies.OK)
-        self._count_junk()
+        self._say_to_junk(replies.OK)
 
     def _vrfy_command(self, argument: bytes) -> None:
         if not argument:
             raise CommandError(replies.BAD_VRFY)
         # RFC 5321 section 7.3: the same answer for all, so that nobody can ask who is here.
-        self._say(replies.CANNOT_VERIFY)
-        self._count_junk()
-
-    def _expn_command(self, argument: bytes) -> None:
-        if not argument:
-            raise CommandError(replies.BAD_VRFY)
-        self._say(replies.CANNOT_EXPAND)
-        self._count_junk()
+        self._say_to_junk(replies.CANNOT_VERIFY)
 
     def _help_command(self, argument: bytes) -> None:
-        self._say(replies.HELP)
-        self._count_junk()
+        self._say_to_junk(replies.HELP)
 
     def _quit_command(self, argument: bytes) -> None:
         if argument:
@@ -445,28 +430,29 @@ class Session:
         assert chunk is not None
         octets = self._in.take(chunk.left)
         chunk.left -= len(octets)
-        content = transaction.content if transaction is not None else None
-        if chunk.error is None and content is not None:
-            content.write(octets)
-            chunk.error = content.refused
+        if isinstance(chunk.into, Content):
+            chunk.into.write(octets)
         if chunk.left:
             return None
         self._chunk = None
         self._state = _State.COMMAND
-        if chunk.error is not None:
-            return self._chunk_refused(chunk, chunk.error)
+        error = chunk.into.refused if isinstance(chunk.into, Content) else chunk.into
+        if error is not None:
+            return self._chunk_refused(chunk, error)
         if chunk.last:
             assert transaction is not None
             return self._end_of_content(transaction)
-        self._say(Reply(250, "2.0.0", f"{chunk.size} octets received"))
+        say = self._say if chunk.size else self._say_to_junk
+        say(Reply(250, "2.0.0", f"{chunk.size} octets received"))
         return None
 
     def _chunk_refused(self, chunk: Chunk, error: Reply) -> Event:
         """Answer a chunk that was read to its end and not taken; the last one ends the transaction, as a dot would."""
         event: Event = CommandRefused(b"BDAT", error)
         transaction = self._transaction
-        if transaction is not None and transaction.content is not None:
-            event = MessageRefused(transaction.envelope, transaction.content.size, error)
+        if transaction is not None:
+            if transaction.content is not None:
+                event = MessageRefused(transaction.envelope, transaction.content.size, error)
             transaction.discard()
             transaction.chunks_failed = True
         if chunk.last:
@@ -476,18 +462,18 @@ class Session:
         return event
 
     def _end_of_content(self, transaction: Transaction) -> Event:
-        envelope = transaction.envelope
-        data = transaction.finish()
+        envelope, content = transaction.envelope, transaction.content
+        assert content is not None
+        data = content.finish()
         if not isinstance(data, Reply):
             envelope.data = data
             self._state = _State.ASKED_MESSAGE
             return MessageReceived(envelope)
-        size = transaction.content.size if transaction.content is not None else 0
         self._state = _State.COMMAND
         self._end_transaction()
         self._say(data)
         self._count_error()
-        return MessageRefused(envelope, size, data)
+        return MessageRefused(envelope, content.size, data)
 
     def _end_transaction(self) -> None:
         if self._transaction is not None:
@@ -505,7 +491,7 @@ _COMMANDS: Final[Mapping[bytes, Callable[[Session, bytes], Event | None]]] = {
     b"RSET": Session._rset_command,
     b"NOOP": Session._noop_command,
     b"VRFY": Session._vrfy_command,
-    b"EXPN": Session._expn_command,
+    b"EXPN": Session._vrfy_command,
     b"HELP": Session._help_command,
     b"QUIT": Session._quit_command,
     b"STARTTLS": Session._starttls_command,

@@ -34,10 +34,10 @@ class Settings:
     validates: bool = False
     """Whether the driver is asked about each recipient."""
     newlines: Newlines = Newlines.REJECT
-    greeting: bytes = field(init=False, repr=False)
-    helo: bytes = field(init=False, repr=False)
-    ehlo: bytes = field(init=False, repr=False)
-    ehlo_in_tls: bytes = field(init=False, repr=False)
+    greeting: Reply = field(init=False, repr=False)
+    helo: Reply = field(init=False, repr=False)
+    ehlo: Reply = field(init=False, repr=False)
+    ehlo_in_tls: Reply = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         extensions = [
@@ -53,10 +53,10 @@ class Settings:
             "HELP",
         ]
         in_clear = [*extensions[:-1], "STARTTLS", "HELP"] if self.starttls else extensions  # RFC 3207
-        object.__setattr__(self, "greeting", greeting(self.host_name).wire)
-        object.__setattr__(self, "helo", Reply(250, "", f"{self.host_name} Hello").wire)
-        object.__setattr__(self, "ehlo", Reply(250, "", "\n".join(in_clear)).wire)
-        object.__setattr__(self, "ehlo_in_tls", Reply(250, "", "\n".join(extensions)).wire)
+        object.__setattr__(self, "greeting", greeting(self.host_name))
+        object.__setattr__(self, "helo", Reply(250, "", f"{self.host_name} Hello"))
+        object.__setattr__(self, "ehlo", Reply(250, "", "\n".join(in_clear)))
+        object.__setattr__(self, "ehlo_in_tls", Reply(250, "", "\n".join(extensions)))
 
 
 class House(Protocol):

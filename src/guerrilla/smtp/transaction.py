@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from guerrilla.envelope import Body, Envelope
-from guerrilla.smtp import replies
+from guerrilla.envelope import Envelope
 from guerrilla.smtp.data import Content, DotReader, Newlines
 from guerrilla.smtp.replies import Reply
 from guerrilla.smtp.settings import House, Settings
@@ -44,14 +43,6 @@ class Transaction:
         self.content = Content(house.open_body(), self._settings.max_size, newlines)
         return self.content
 
-    def finish(self) -> Body | Reply:
-        """Return the whole content, or why it is refused."""
-        assert self.content is not None
-        data = self.content.finish()
-        if data is None:
-            return self.content.refused or replies.LOCAL_ERROR
-        return data
-
     def discard(self) -> None:
         """Give back what the content holds."""
         if self.content is not None:
@@ -65,6 +56,7 @@ class Chunk:
     """One BDAT command: so many octets follow, whatever they are, and they are read even when they are refused."""
 
     size: int
-    left: int
     last: bool
-    error: Reply | None = None
+    into: Content | Reply
+    """Where the octets go, or why they go nowhere."""
+    left: int

@@ -1,0 +1,232 @@
+"""The gateway: the backend. It owns the conveyor and the workers, and answers every submission in time.
+
+    server → process(envelope) → conveyor → worker: the line of processors → Reply
+
+Its promises: a submission is always answered, within its time limit, the wait for a worker included; what a processor
+raises never reaches the server; and work whose client was told to try again is made void.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable
+from datetime import UTC, datetime
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
+
+from guerrilla.backends.base import Process, State, Task
+from guerrilla.backends.deadlines import Deadlines
+from guerrilla.backends.registry import Line
+from guerrilla.envelope import Envelope
+from guerrilla.smtp.replies import (
+    LOCAL_ERROR,
+    NOT_RUNNING,
+    SAVE_TIMEOUT,
+    STORAGE_TIMEOUT,
+    STORAGE_TOO_BUSY,
+    Reply,
+)
+
+CONVEYOR_CAPACITY: Final = 10_000
+"""Submissions that may wait for a worker; the next one is told that we are too busy."""
+
+
+class InitializeError(Exception):
+    """A processor could not be initialized; the text says which and why."""
+
+
+class _Job:
+    """One submission on its way."""
+
+    __slots__ = ("answer", "deadlines", "envelope", "process", "task", "void", "worker")
+
+    def __init__(
+        self,
+        envelope: Envelope,
+        task: Task,
+        process: Process,
+        answer: asyncio.Future[Reply],
+        deadlines: Deadlines[_Job],
+    ) -> None:
+        self.envelope = envelope
+        self.task = task
+        self.process = process
+        self.answer = answer
+        self.deadlines = deadlines
+        self.worker: asyncio.Task[None] | None = None
+        self.void = False
+
+
+class Gateway:
+    """Runs envelopes through a production line, a number of them at a time.
+
+    ``initialize``, ``start``, then ``process`` and ``validate_rcpt``, and at the end ``shutdown``, which may be called
+    in any state and more than once.
+    """
+
+    def __init__(self, line: Line, log: FilteringBoundLogger) -> None:
+        self._line = line
+        self._log = log
+        self._state = State.NEW
+        self._conveyor: asyncio.Queue[_Job] = asyncio.Queue(CONVEYOR_CAPACITY)
+        self._workers: list[asyncio.Task[None]] = []
+        self._save_deadlines = Deadlines(line.config.gw_save_timeout, self._expire)
+        self._validate_deadlines = Deadlines(line.config.gw_val_rcpt_timeout, self._expire)
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._in_flight = 0
+        self._opened = 0
+
+    @property
+    def state(self) -> State:
+        """Where in its life the gateway is."""
+        return self._state
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a ``validate_process``."""
+        return self._line.validate is not None
+
+    async def initialize(self) -> None:
+        """Initialize the processors, in order. When one fails, it and those before it are shut down again.
+
+        Raises InitializeError.
+        """
+        for name, processor in self._line.processors:
+            processor.log = self._log.bind(processor=name)
+            self._opened += 1
+            try:
+                await processor.initialize()
+            except BaseException as error:
+                self._state = State.ERROR
+                await self._close_processors()
+                if isinstance(error, Exception):
+                    raise InitializeError(f"{name}: {error or type(error).__name__}") from error
+                raise
+        self._state = State.INITIALIZED
+
+    async def start(self) -> None:
+        """Start the workers. Raises RuntimeError if the gateway is not initialized."""
+        if self._state is not State.INITIALIZED:
+            raise RuntimeError(f"the gateway cannot be started: its state is {self._state.value}")
+        loop = asyncio.get_running_loop()
+        self._workers = [
+            loop.create_task(self._work(), name=f"worker {number}")
+            for number in range(1, self._line.config.save_workers_size + 1)
+        ]
+        self._state = State.RUNNING
+
+    async def shutdown(self) -> None:
+        """Take nothing more, let what is in flight come to its answer, and shut the processors down in reverse order.
+
+        What is in flight has its time limit, so this ends.
+        """
+        if self._state is State.RUNNING:
+            self._state = State.SHUTTERED
+        await self._idle.wait()
+        self._save_deadlines.close()
+        self._validate_deadlines.close()
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.cancel()
+        if workers:
+            await asyncio.wait(workers)
+        await self._close_processors()
+        if self._state is not State.ERROR:
+            self._state = State.SHUTTERED
+
+    def process(self, envelope: Envelope) -> asyncio.Future[Reply]:
+        """Take a message into custody. The answer is positive only when every store of the line has kept it."""
+        # 12 digits of time in front: what is written together is found together, and ids sort by age.
+        envelope.queued_id = f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+        envelope.received_at = datetime.now(UTC)
+        return self._submit(envelope, Task.SAVE_MAIL, self._line.save, self._save_deadlines)
+
+    def validate_rcpt(self, envelope: Envelope) -> asyncio.Future[Reply]:
+        """Answer for the last recipient of the envelope."""
+        process = self._line.validate or self._line.save
+        return self._submit(envelope, Task.VALIDATE_RCPT, process, self._validate_deadlines)
+
+    def _submit(
+        self, envelope: Envelope, task: Task, process: Process, deadlines: Deadlines[_Job]
+    ) -> asyncio.Future[Reply]:
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        if self._state is not State.RUNNING:
+            answer.set_result(NOT_RUNNING)
+            return answer
+        job = _Job(envelope, task, process, answer, deadlines)
+        try:
+            self._conveyor.put_nowait(job)
+        except asyncio.QueueFull:
+            answer.set_result(STORAGE_TOO_BUSY)
+            return answer
+        deadlines.add(job)
+        self._in_flight += 1
+        self._idle.clear()
+        return answer
+
+    async def _work(self) -> None:
+        """Be a worker: take one envelope at a time, and live on whatever comes of it."""
+        worker = asyncio.current_task()
+        assert worker is not None
+        while True:
+            job = await self._conveyor.get()
+            if not job.answer.done():
+                job.worker = worker
+                reply = await self._run(job, worker)
+                job.worker = None
+                if job.void:
+                    worker.uncancel()
+                elif not job.answer.done():
+                    job.answer.set_result(reply)
+            job.deadlines.remove(job)
+            self._leave()
+
+    async def _run(self, job: _Job, worker: asyncio.Task[None]) -> Reply:
+        processing: Awaitable[object] = job.process(job.envelope, job.task)
+        try:
+            reply = await processing
+        except asyncio.CancelledError:
+            if job.void:
+                return LOCAL_ERROR
+            if worker.cancelling():
+                raise  # it is the worker itself that is to end
+            self._log.exception("processor was cancelled from within", queued_id=job.envelope.queued_id)
+            return LOCAL_ERROR
+        except (Exception, SystemExit):
+            self._log.exception("processor failed", task=job.task.value, queued_id=job.envelope.queued_id)
+            return LOCAL_ERROR
+        if not isinstance(reply, Reply):
+            self._log.error("processor gave no reply", task=job.task.value, found=repr(reply), meant="a Reply")
+            return LOCAL_ERROR
+        if job.void and job.task is Task.SAVE_MAIL and reply.positive:
+            self._log.error("kept after its time was over: the client sends it again", queued_id=job.envelope.queued_id)
+        return reply
+
+    def _expire(self, job: _Job) -> None:
+        """Answer at once, and make the work void: RFC 5321 section 4.2.5 forbids to deliver what was answered 4yz."""
+        saving = job.task is Task.SAVE_MAIL
+        self._log.warning("time is over", task=job.task.value, queued_id=job.envelope.queued_id)
+        if not job.answer.done():
+            job.answer.set_result(SAVE_TIMEOUT if saving else STORAGE_TIMEOUT)
+        job.void = True
+        if job.worker is not None:
+            job.worker.cancel()
+
+    def _leave(self) -> None:
+        self._in_flight -= 1
+        if not self._in_flight:
+            self._idle.set()
+
+    async def _close_processors(self) -> None:
+        """Shut down in reverse order all that were to be initialized; one that fails does not stop the others."""
+        while self._opened:
+            self._opened -= 1
+            name, processor = self._line.processors[self._opened]
+            try:
+                await processor.shutdown()
+            except Exception:
+                self._log.exception("processor failed to shut down", processor=name)

@@ -1,0 +1,310 @@
+"""From the names in ``save_process`` to the production line: which processors there are, and how they are configured.
+
+A name may be a shipped processor, one that was added, one that an installed package offers in the entry-point group
+``guerrilla.processors``, or an import path ``package.module:Name``. Upper and lower case are the same, and there may be
+spaces around the ``|``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any, Final
+
+from pydantic import BaseModel, Field, ValidationError
+
+from guerrilla.backends.base import Decorator, Process
+from guerrilla.backends.processor import Factory, FunctionProcessor, Processor, ProcessorConfig, stack
+from guerrilla.config import ConfigError, Duration, Problem, problems_of
+
+ENTRY_POINT_GROUP: Final = "guerrilla.processors"
+
+_SHIPPED: Final = {
+    "HeadersParser": "guerrilla.processors.headers_parser:HeadersParser",
+    "Hasher": "guerrilla.processors.hasher:Hasher",
+    "Header": "guerrilla.processors.header:Header",
+    "Debugger": "guerrilla.processors.debugger:Debugger",
+    "Compressor": "guerrilla.processors.compressor:Compressor",
+    "Sql": "guerrilla.processors.sql:Sql",
+}
+"""Import paths, so that a processor costs nothing until a line has it."""
+
+_GO_KEYS: Final = frozenset(
+    {
+        "fcgi_connection_address",
+        "fcgi_connection_type",
+        "fcgi_script_filename_save",
+        "fcgi_script_filename_validate",
+        "maildir_path",
+        "maildir_user_map",
+        "mysql_db",
+        "mysql_host",
+        "mysql_pass",
+        "mysql_user",
+        "redis_expire_seconds",
+        "redis_interface",
+        "redis_mysql_batch_timeout",
+        "redis_sql_batch_timeout",
+        "save_processors",
+        "sql_insert",
+        "sql_max_conn_lifetime",
+        "sql_max_idle_conns",
+        "sql_max_open_conns",
+        "sql_values",
+        "validate_processors",
+    }
+)
+"""Keys of the Go program's processors that nothing here reads: found in its files, they are no typing errors."""
+
+DEFAULT_LINE: Final = "HeadersParser|Hasher|Header|Sql"
+
+
+class GatewayConfig(BaseModel):
+    """The keys of ``backend_config`` that the gateway itself takes."""
+
+    model_config = ProcessorConfig.model_config
+
+    save_process: str = Field(
+        default=DEFAULT_LINE,
+        description="The processors that a message passes, from left to right, separated by |.",
+    )
+    validate_process: str = Field(
+        default="",
+        description="The processors that a recipient passes, in the same form; empty: recipients are not asked about.",
+    )
+    save_workers_size: int = Field(
+        default=128,
+        ge=1,
+        description="How many envelopes are worked on at a time, and so how many can share one commit.",
+    )
+    gw_save_timeout: Duration = Field(
+        default=30.0,
+        gt=0,
+        description="How long a message may take to be kept, the wait for a worker included, before 451 is answered.",
+    )
+    gw_val_rcpt_timeout: Duration = Field(
+        default=5.0,
+        gt=0,
+        description="How long the answer about a recipient may take, the wait for a worker included.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorInfo:
+    """What ``guerrillad processors`` shows of one."""
+
+    name: str
+    doc: str
+    config_type: type[ProcessorConfig]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A production line that is built and not yet running."""
+
+    config: GatewayConfig
+    processors: Sequence[tuple[str, Processor[Any]]]
+    """Those with a life of their own, in the order of their names, each once however often it is named."""
+    save: Process
+    validate: Process | None
+
+
+class Registry:
+    """The processors that names can stand for. A daemon owns one, so two daemons can know different ones."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, Factory | str]] = {
+            name.lower(): (name, path) for name, path in _SHIPPED.items()
+        }
+
+    def add(self, name: str, factory: Factory) -> None:
+        """Let ``name`` stand for a class, a ``@processor`` function, or a function that returns a decorator.
+
+        It takes the place of a shipped one of that name. Raises ValueError for a name that a line cannot hold, and
+        TypeError for what is no processor.
+        """
+        if not name or "|" in name or ":" in name or name != name.strip():
+            raise ValueError(f"a processor's name has no '|', no ':' and no spaces around it: {name!r}")
+        self._known[name.lower()] = (name, _checked(factory, name))
+
+    def chain(self, backend_config: Mapping[str, Any]) -> list[str]:
+        """Return the names in ``save_process``, as they are written where they are defined.
+
+        Raises ConfigError if they cannot be found.
+        """
+        config, problems = _configure(GatewayConfig, backend_config)
+        chain, more = self._chain(config.save_process if config else "", "save_process")
+        if problems or more:
+            raise ConfigError([*problems, *more])
+        return [name for name, _ in chain]
+
+    def describe(self) -> list[ProcessorInfo]:
+        """Return what is known of each processor that has a name here, or in an installed package."""
+        offered = {point.name.lower(): point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+        names = {**offered, **{lower: name for lower, (name, _) in self._known.items()}}
+        found = []
+        for name in names.values():
+            factory = self._find(name)[1]
+            found.append(ProcessorInfo(name, (factory.__doc__ or "").strip(), _config_type(factory)))
+        return found
+
+    def check(self, backend_config: Mapping[str, Any]) -> list[Problem]:
+        """Return all that is wrong with ``backend_config``, and as warnings what is probably not meant."""
+        return self._plan(backend_config)[1]
+
+    def build(self, backend_config: Mapping[str, Any]) -> Line:
+        """Make the processors that the configuration names, and stack them.
+
+        Raises ConfigError with all that is wrong.
+        """
+        plan, problems = self._plan(backend_config)
+        if plan is None or any(not problem.warning for problem in problems):
+            raise ConfigError(problems)
+        processors: list[tuple[str, Processor[Any]]] = []
+        decorators: dict[str, Decorator] = {}
+        for name, (factory, config) in plan.made_of.items():
+            if isinstance(factory, type):
+                made: Processor[Any] = factory(config)
+            elif isinstance(factory, FunctionProcessor):
+                made = factory
+            else:
+                decorators[name] = factory()
+                continue
+            processors.append((name, made))
+            decorators[name] = made.decorate
+        validate = stack([decorators[name] for name in plan.validate]) if plan.validate else None
+        return Line(plan.config, processors, stack([decorators[name] for name in plan.save]), validate)
+
+    def _plan(self, backend_config: Mapping[str, Any]) -> tuple[_Plan | None, list[Problem]]:
+        config, problems = _configure(GatewayConfig, backend_config)
+        written = config or backend_config
+        save, more = self._chain(_text(written, "save_process", DEFAULT_LINE), "save_process")
+        validate: list[tuple[str, Factory]] = []
+        problems += more
+        if _text(written, "validate_process", ""):
+            validate, more = self._chain(_text(written, "validate_process", ""), "validate_process")
+            problems += more
+        read = set(GatewayConfig.model_fields)
+        made_of: dict[str, tuple[Factory, ProcessorConfig]] = {}
+        for name, factory in (*save, *validate):
+            kind = _config_type(factory)
+            read.update(_keys(kind))
+            if name not in made_of:
+                settings, more = _configure(kind, backend_config)
+                problems += [problem for problem in more if problem not in problems]
+                if settings is not None:
+                    made_of[name] = (factory, settings)
+        problems += self._unread(backend_config, read)
+        if config is None:
+            return None, problems
+        return _Plan(config, [name for name, _ in save], [name for name, _ in validate], made_of), problems
+
+    def _chain(self, text: str, key: str) -> tuple[list[tuple[str, Factory]], list[Problem]]:
+        place = f"backend_config.{key}"
+        chain: list[tuple[str, Factory]] = []
+        problems: list[Problem] = []
+        for word in text.split("|"):
+            name = word.strip()
+            if not name:
+                problems.append(Problem(place, f"a name is missing in {text!r}", "meant: A|B|C"))
+                continue
+            try:
+                chain.append(self._find(name))
+            except LookupError as error:
+                problems.append(Problem(place, *error.args))
+        return chain, problems
+
+    def _find(self, name: str) -> tuple[str, Factory]:
+        """Return the processor and its name as it is written where it is defined.
+
+        Raises LookupError with what was found, and what was meant.
+        """
+        known = self._known.get(name.lower())
+        if known is not None:
+            written, factory = known
+            return written, _load(factory) if isinstance(factory, str) else factory
+        if ":" in name:
+            return name, _load(name)
+        offered = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+        for point in offered.values():
+            if point.name.lower() == name.lower():
+                return point.name, _load(point.value)
+        names = [*(written for written, _ in self._known.values()), *offered]
+        near = difflib.get_close_matches(name.lower(), [each.lower() for each in names], n=1)
+        hint = next((f"did you mean {each}?" for each in names if near and each.lower() == near[0]), "")
+        raise LookupError(f"unknown processor {name!r}", hint or "known are: " + ", ".join(names))
+
+    def _unread(self, backend_config: Mapping[str, Any], read: set[str]) -> Iterator[Problem]:
+        """Report each key that nobody reads: an error if nobody ever would, a warning if another processor does."""
+        unread = [key for key in backend_config if key not in read]
+        elsewhere = set(_GO_KEYS)
+        for name in self._known if unread else ():
+            elsewhere.update(_keys(_config_type(self._find(name)[1])))
+        for key in unread:
+            place = f"backend_config.{key}"
+            if key in elsewhere:
+                yield Problem(place, "nothing in this line reads this key", warning=True)
+                continue
+            near = difflib.get_close_matches(key.lower(), sorted(read), n=1)
+            yield Problem(place, "unknown key", f"did you mean {near[0]}?" if near else "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    config: GatewayConfig
+    save: Sequence[str]
+    validate: Sequence[str]
+    made_of: Mapping[str, tuple[Factory, ProcessorConfig]]
+
+
+def _text(source: object, key: str, default: str) -> str:
+    value = source.get(key, default) if isinstance(source, Mapping) else getattr(source, key)
+    return value if isinstance(value, str) else default
+
+
+def _keys(kind: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in kind.model_fields.items()]
+
+
+def _config_type(factory: Factory) -> type[ProcessorConfig]:
+    kind: type[ProcessorConfig] = getattr(factory, "config_type", ProcessorConfig)
+    return kind
+
+
+def _configure(kind: type[Any], backend_config: Mapping[str, Any]) -> tuple[Any | None, list[Problem]]:
+    """Give a model the keys that are its own."""
+    own = {key: backend_config[key] for key in _keys(kind) if key in backend_config}
+    try:
+        return kind.model_validate(own), []
+    except ValidationError as error:
+        return None, problems_of(error, kind, "backend_config")
+
+
+def _load(path: str) -> Factory:
+    """Import ``package.module:Name``. Raises LookupError with what was found, and what was meant."""
+    module_name, _, attribute = path.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except Exception as error:
+        # Whatever the module does when it is imported, it is its author's to read, in one line and with its place.
+        cause = f"{type(error).__name__}: {error}"
+        raise LookupError(f"cannot import {path!r}: {cause}", "meant: package.module:Name") from error
+    try:
+        return _checked(found, path)
+    except TypeError as error:
+        raise LookupError(str(error), "meant: a Processor class or a @processor function") from None
+
+
+def _checked(factory: Any, name: str) -> Factory:
+    if isinstance(factory, type):
+        if issubclass(factory, Processor):
+            return factory
+    elif isinstance(factory, FunctionProcessor) or callable(factory):
+        checked: Factory = factory
+        return checked
+    raise TypeError(f"{name!r} is {factory!r}, which is no processor")

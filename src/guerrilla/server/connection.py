@@ -1,0 +1,341 @@
+"""One client's connection: moves octets between a socket and a session, and asks the backend what the session asks.
+
+There is no coroutine, task, timer or stream object here while a connection is idle, and the read buffer is shared by
+all; time limits are looked at by the server's sweep. A connection is its transport, its session, and a few numbers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Final, cast
+
+from guerrilla.envelope import Envelope, TLSInfo
+from guerrilla.smtp.events import (
+    Closed,
+    CommandRefused,
+    MessageReceived,
+    MessageRefused,
+    RcptReceived,
+    TLSRequested,
+)
+from guerrilla.smtp.replies import BYE, LOCAL_ERROR, TIMED_OUT, TOO_SLOW, Reply
+from guerrilla.smtp.session import Session
+
+if TYPE_CHECKING:
+    from guerrilla.server.listener import Server
+
+MAX_UNREAD: Final = 16384
+"""Octets that a client may send ahead while its answer is out, before we stop reading."""
+LINGER: Final = 2.0
+"""Seconds that we read on after the last word to a client that still talks, so that a reset does not swallow it."""
+HANDSHAKE_TIMEOUT: Final = 10.0
+"""Seconds for a TLS handshake; asyncio's own 60 would let the idle hold a place."""
+MAX_LOGGED_RECIPIENTS: Final = 10
+
+
+class Connection(asyncio.BufferedProtocol):
+    """The protocol object of one client. ``refusal`` is for one too many: it is told, and sent away."""
+
+    __slots__ = (
+        "_asked_at", "_blocked", "_content_since", "_early", "_handshaking", "_loop", "_over", "_paused", "_received",
+        "_refusal", "_remote_ip", "_remote_port", "_server", "_session", "_since", "_tls", "_transport",
+    )  # fmt: skip
+
+    def __init__(self, server: Server, remote_ip: str, remote_port: int, refusal: Reply | None = None) -> None:
+        self._server = server
+        self._loop = server.loop
+        self._remote_ip = remote_ip
+        self._remote_port = remote_port
+        self._refusal = refusal
+        self._transport: asyncio.Transport | None = None
+        self._session: Session | None = None
+        self._tls: TLSInfo | None = None
+        self._handshaking = False
+        self._early = b""
+        # What the sweep looks at, in seconds of the loop's clock.
+        self._since = self._loop.time()
+        self._content_since = 0.0
+        self._received = 0
+        self._asked_at = 0.0
+        self._over = False
+        # Back-pressure.
+        self._blocked = False
+        self._paused = False
+
+    # The transport's calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet, or begin with TLS where that is always on."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._server.connections.add(self)
+        if self._server.tls_always_on:
+            self._start_tls()
+        else:
+            self._greet()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Lend the buffer that all connections read into: what comes is taken out of it before the next read."""
+        return self._server.read_buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Give the session what has come."""
+        octets = bytes(self._server.read_buffer[:nbytes])
+        if self._handshaking:
+            self._early += octets  # decrypted already: the transport knew before we did
+            return
+        session = self._session
+        if session is None or self._over:
+            return
+        self._received += nbytes
+        if self._content_since:
+            self._since = self._loop.time()
+        session.receive_data(octets)
+        self._advance(talking=True)
+
+    def eof_received(self) -> bool:
+        """Work off what the client has sent before it ended; keep the connection while an answer is out."""
+        if self._session is None or self._over:
+            return False
+        self._session.receive_eof()
+        self._advance()
+        return self._session.asking and self._tls is None
+
+    def pause_writing(self) -> None:
+        """The client does not read its replies: parse no more until it does."""
+        self._blocked = True
+        self._since = self._loop.time()
+
+    def resume_writing(self) -> None:
+        """Go on."""
+        self._blocked = False
+        self._advance(talking=True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the client. A message that it had sent to its end is still kept: its answer only goes nowhere."""
+        self._over = True
+        if self._session is not None:
+            self._session.close()
+        self._server.forget(self, self._remote_ip, counted=self._refusal is None)
+
+    # What the server calls.
+
+    def check(self, now: float) -> None:
+        """Look at the time limits; called by the sweep."""
+        session = self._session
+        waited = now - self._since
+        timeout = self._server.timeout
+        if self._over:
+            if waited > LINGER:
+                self.abort()
+        elif session is None or self._handshaking or (session.asking and not self._blocked):
+            pass  # the handshake and the backend have limits of their own
+        elif self._blocked:
+            if waited > timeout:
+                self.abort()
+        elif self._too_slow(now):
+            self._end(TOO_SLOW)
+        elif waited > timeout:
+            self._end(TIMED_OUT)
+
+    def drain(self) -> None:
+        """Let the transaction under way end, then say 421 and close."""
+        if self._session is None:
+            self.abort()
+            return
+        self._session.drain()
+        if not self._handshaking:
+            self._advance()
+
+    def hurry(self, reply: Reply) -> None:
+        """Say so and close now, whatever is under way; ``abort`` is for those who do not even read that."""
+        if self._session is None or self._handshaking:
+            self.abort()
+        else:
+            self._end(reply)
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # The dialogue.
+
+    def _greet(self) -> None:
+        assert self._transport is not None
+        if self._refusal is not None:
+            self._transport.write(self._refusal.wire)
+            self._close(linger=True)
+            return
+        self._session = Session(
+            self._server.settings,
+            self._server,
+            remote_ip=self._remote_ip,
+            remote_port=self._remote_port,
+            server=self._server.name,
+            tls=self._tls,
+        )
+        self._advance()
+
+    def _advance(self, *, talking: bool = False) -> None:
+        """Handle what the session has to tell, send what it has to say, and see that it is not fed too fast."""
+        session = self._session
+        if session is None or self._over:
+            return
+        while not self._blocked:
+            event = session.next_event()
+            if event is None:
+                break
+            if isinstance(event, MessageReceived):
+                self._ask(self._server.backend.process(event.envelope), event.envelope)
+            elif isinstance(event, RcptReceived):
+                self._ask(self._server.backend.validate_rcpt(event.envelope), None)
+            elif isinstance(event, CommandRefused):
+                self._server.log.debug(
+                    "command refused", client=self._remote_ip, line=event.line, reply=str(event.reply)
+                )
+            elif isinstance(event, MessageRefused):
+                self._log_message(event.envelope, event.size, event.reply, 0.0)
+            elif isinstance(event, TLSRequested):
+                self._flush(session)
+                self._start_tls()
+                return
+            elif isinstance(event, Closed):
+                self._flush(session)
+                # A client that still talks would have our last word swept away by the reset of a hard close.
+                self._close(linger=talking and event.reply is not None and event.reply is not BYE)
+                return
+        self._flush(session)
+        self._watch(session)
+
+    def _flush(self, session: Session) -> None:
+        data = session.data_to_send()
+        if data:
+            assert self._transport is not None
+            self._since = self._loop.time()
+            self._transport.write(data)
+
+    def _watch(self, session: Session) -> None:
+        """Keep the marks that the sweep and the back-pressure need."""
+        if session.in_content:
+            if not self._content_since:
+                self._content_since = self._since
+                self._received = 0
+        else:
+            self._content_since = 0.0
+        full = session.unread > MAX_UNREAD
+        if full is not self._paused:
+            assert self._transport is not None
+            self._paused = full
+            if full:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def _too_slow(self, now: float) -> bool:
+        if not self._content_since:
+            return False
+        owed = (now - self._content_since - self._server.timeout) * self._server.min_data_rate
+        return self._received < owed
+
+    def _ask(self, answer: Awaitable[Reply], envelope: Envelope | None) -> None:
+        """Wait for the backend's answer. ``envelope`` is given when it is about a message, for the log."""
+        self._asked_at = self._loop.time()
+        future = answer if isinstance(answer, asyncio.Future) else self._loop.create_task(_awaited(answer))
+        future.add_done_callback(lambda done: self._answered(done, envelope))
+
+    def _answered(self, done: asyncio.Future[Reply], envelope: Envelope | None) -> None:
+        reply = LOCAL_ERROR
+        if not done.cancelled():
+            error = done.exception()
+            if error is None:
+                reply = done.result()
+            else:
+                self._server.log.error("backend failed", exc_info=error)
+        if envelope is not None:
+            self._log_message(envelope, len(envelope.data), reply, self._loop.time() - self._asked_at)
+        session = self._session
+        if session is not None and session.asking:
+            session.reply(reply)
+            self._advance(talking=True)
+
+    # TLS.
+
+    def _start_tls(self) -> None:
+        assert self._transport is not None
+        # What is still on its way in clear must meet the handshake, and fail it (RFC 3207 section 5).
+        self._transport.pause_reading()
+        self._handshaking = True
+        self._server.keep(self._loop.create_task(self._handshake(self._transport)))
+
+    async def _handshake(self, transport: asyncio.Transport) -> None:
+        context = self._server.tls_context
+        assert context is not None
+        timeout = min(HANDSHAKE_TIMEOUT, self._server.timeout)
+        try:
+            encrypted = await self._loop.start_tls(
+                transport, self, context, server_side=True, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=LINGER
+            )
+        except (OSError, EOFError) as error:
+            # ssl.SSLError and the deadline's ConnectionAbortedError are among them.
+            self._server.log.info("TLS handshake failed", client=self._remote_ip, cause=str(error))
+            transport.abort()
+            return
+        if encrypted is None or self._over:
+            return  # the client has gone meanwhile
+        self._handshaking = False
+        self._transport = encrypted
+        secured = encrypted.get_extra_info("ssl_object")
+        self._tls = TLSInfo(secured.version() or "", secured.cipher()[0])
+        self._since = self._loop.time()
+        early, self._early = self._early, b""
+        if self._session is None:
+            self._greet()
+        else:
+            self._session.tls_established(self._tls)
+        if self._session is not None:
+            self._session.receive_data(early)
+            self._advance(talking=True)
+
+    # The end.
+
+    def _end(self, reply: Reply) -> None:
+        """Have the last word. What was asked of the backend goes on; its answer goes nowhere."""
+        if self._session is not None:
+            self._session.close(reply)
+            self._blocked = False
+            self._advance()
+
+    def _close(self, *, linger: bool) -> None:
+        assert self._transport is not None
+        self._over = True
+        self._since = self._loop.time()
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        if linger and self._transport.can_write_eof():
+            self._transport.write_eof()
+        else:
+            self._transport.close()
+
+    def _log_message(self, envelope: Envelope, size: int, reply: Reply, seconds: float) -> None:
+        recipients = [str(recipient) for recipient in envelope.rcpt_to[:MAX_LOGGED_RECIPIENTS]]
+        more = len(envelope.rcpt_to) - MAX_LOGGED_RECIPIENTS
+        if more > 0:
+            recipients.append(f"and {more} more")
+        outcome = "kept" if reply.positive else "deferred" if reply.temporary else "refused"
+        self._server.log.info(
+            "message",
+            outcome=outcome,
+            queued_id=envelope.queued_id,
+            client=self._remote_ip,
+            sender=str(envelope.mail_from),
+            recipients=recipients,
+            size=size,
+            reply=str(reply),
+            ms=round(seconds * 1000, 2),
+        )
+
+
+async def _awaited(answer: Awaitable[Reply]) -> Reply:
+    return await answer

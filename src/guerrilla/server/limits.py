@@ -1,0 +1,83 @@
+"""What keeps the server from being filled: connections in all and per address, and octets of messages in memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from ipaddress import IPv6Address, ip_address
+
+from guerrilla.smtp.replies import TOO_MANY_CLIENTS, TOO_MANY_CLIENTS_FROM_ADDRESS, Reply
+
+
+def client_address(peer: str) -> str:
+    """Return the client's address in canonical form: without a scope, and IPv4 also where IPv6 has carried it."""
+    try:
+        address = ip_address(peer.partition("%")[0])
+    except ValueError:
+        return peer
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(address)
+
+
+def _household(address: str) -> str:
+    """Return what is counted as one client: an IPv4 address, or the /64 that one IPv6 host has to itself."""
+    if ":" not in address:
+        return address
+    return ":".join(IPv6Address(address).exploded.split(":")[:4])
+
+
+class Clients:
+    """Counts the connections of one server. ``per_address`` 0 means that only ``most`` holds."""
+
+    def __init__(self, most: int, per_address: int) -> None:
+        self._most = most
+        self._per_address = per_address
+        self._count = 0
+        self._households: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def enter(self, address: str) -> Reply | None:
+        """Count a connection in, or return why there is no place for it."""
+        if self._count >= self._most:
+            return TOO_MANY_CLIENTS
+        if self._per_address:
+            household = _household(address)
+            if self._households[household] >= self._per_address:
+                return TOO_MANY_CLIENTS_FROM_ADDRESS
+            self._households[household] += 1
+        self._count += 1
+        return None
+
+    def leave(self, address: str) -> None:
+        """Count a connection out that was counted in."""
+        self._count -= 1
+        if self._per_address:
+            household = _household(address)
+            self._households[household] -= 1
+            if not self._households[household]:
+                del self._households[household]
+
+
+class Memory:
+    """Octets of messages that are held in memory, over all connections of the process."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.held = 0
+
+    def has_room(self) -> bool:
+        """Tell whether another message may begin."""
+        return self.held < self._limit
+
+    def take(self, octets: int) -> bool:
+        """Take room for so many, or return False if there is not enough."""
+        if self.held + octets > self._limit:
+            return False
+        self.held += octets
+        return True
+
+    def give_back(self, octets: int) -> None:
+        """Give room back that was taken."""
+        self.held -= octets

@@ -1,0 +1,109 @@
+"""Compressor offers one zlib stream to every later processor, any number of times."""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import tempfile
+import threading
+import zlib
+from collections.abc import Iterator
+
+import pytest
+
+from guerrilla.backends.processor import ProcessorConfig
+from guerrilla.envelope import Envelope
+from guerrilla.processors.compressor import CompressedMail, Compressor
+from guerrilla.smtp.replies import OK, Reply
+
+
+class CountingEnvelope(Envelope):
+    """Counts how often it is read, and can hold the reader: a real envelope in all else."""
+
+    reads = 0
+    reader = 0
+    gate = threading.Event()
+
+    def chunks(self, size: int = 65536) -> Iterator[bytes]:
+        type(self).reads += 1
+        type(self).reader = threading.get_ident()
+        self.gate.wait(60)
+        return super().chunks(size)
+
+
+@pytest.fixture(autouse=True)
+def fresh_count() -> Iterator[None]:
+    CountingEnvelope.reads = 0
+    CountingEnvelope.gate.set()
+    yield
+    CountingEnvelope.gate.set()
+
+
+async def compressed(envelope: Envelope) -> CompressedMail:
+    async def following() -> Reply:
+        return OK
+
+    assert await Compressor(ProcessorConfig()).save_mail(envelope, following) is OK
+    value = envelope.values["zlib-compressor"]
+    assert isinstance(value, CompressedMail)
+    return value
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 5_000_000])
+async def test_the_stream_is_the_whole_message(size: int) -> None:
+    """It unpacks to delivery header and message, octet for octet, each time that it is asked for."""
+    envelope = Envelope(delivery_header=b"Delivered-To: a@b\r\n", data=os.urandom(size))
+    value = await compressed(envelope)
+    first = await value.data()
+    assert zlib.decompress(first) == bytes(envelope)
+    assert await value.data() == first
+
+
+async def test_a_memory_map_is_compressed() -> None:
+    """A message on disk gives the same stream as one in memory."""
+    octets = b"\0\xff line\r\n" * 50_000
+    with tempfile.TemporaryFile() as file:
+        file.write(octets)
+        file.flush()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            value = await compressed(Envelope(data=data))
+            assert zlib.decompress(await value.data()) == octets
+
+
+async def test_made_at_first_use() -> None:
+    """Nothing is compressed unless someone asks."""
+    await compressed(CountingEnvelope(data=b"x"))
+    assert CountingEnvelope.reads == 0
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+async def test_made_once(size: int) -> None:
+    """Any number of users at the same time compress once."""
+    value = await compressed(CountingEnvelope(data=b"x" * size))
+    streams = await asyncio.gather(*(value.data() for _ in range(5)))
+    assert len(set(streams)) == 1
+    assert CountingEnvelope.reads == 1
+
+
+@pytest.mark.parametrize(("size", "in_thread"), [(65_536, False), (65_537, True)])
+async def test_a_large_message_is_compressed_in_a_thread(size: int, in_thread: bool) -> None:
+    """Above 64 KiB the event loop does not wait."""
+    value = await compressed(CountingEnvelope(data=b"x" * size))
+    await value.data()
+    assert (CountingEnvelope.reader != threading.get_ident()) is in_thread
+
+
+async def test_one_cancelled_user_leaves_the_others() -> None:
+    """When the first user is cancelled, the second still gets the stream, of the same compression."""
+    value = await compressed(CountingEnvelope(data=b"x" * 200_000))
+    CountingEnvelope.gate.clear()
+    first = asyncio.create_task(value.data())
+    second = asyncio.create_task(value.data())
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    CountingEnvelope.gate.set()
+    assert zlib.decompress(await second) == b"x" * 200_000
+    assert CountingEnvelope.reads == 1

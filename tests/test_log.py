@@ -1,0 +1,365 @@
+"""The log: what a record looks like, what strangers cannot put into it, and that it never stands in the way."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pty
+import re
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.typing import FilteringBoundLogger
+
+from guerrilla.log import MAX_TEXT, Log
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "guerrilla.log"
+
+
+@pytest.fixture
+def log(path: Path) -> Iterator[Log]:
+    log = Log(str(path), "debug")
+    yield log
+    log.close()
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_bytes().decode().split("\n")
+    assert lines.pop() == ""
+    return [json.loads(line) for line in lines]
+
+
+def console(path: Path, **fields: Any) -> str:
+    """Return what the console form makes of the fields, after time, level and event."""
+    log = Log(str(path), "info", "console")
+    log.logger.info("event", **fields)
+    log.close()
+    start, _, rest = path.read_text().partition("event")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z info     ", start)
+    return rest
+
+
+def test_a_record_is_one_line_of_json_with_level_time_and_event_first(log: Log, path: Path) -> None:
+    log.logger.bind(client="192.0.2.1").info("message kept", size=2048, ms=1.5, tls=None, esmtp=True)
+    (record,) = records(path)
+    assert list(record) == ["level", "timestamp", "event", "client", "size", "ms", "tls", "esmtp"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", record.pop("timestamp"))
+    assert record == {
+        "level": "info",
+        "event": "message kept",
+        "client": "192.0.2.1",
+        "size": 2048,
+        "ms": 1.5,
+        "tls": None,
+        "esmtp": True,
+    }
+
+
+def test_what_is_below_the_level_is_not_written(path: Path) -> None:
+    log = Log(str(path), "warning")
+    log.logger.info("a")
+    log.logger.warning("b")
+    log.logger.critical("c")
+    log.close()
+    assert [record["event"] for record in records(path)] == ["b", "c"]
+
+
+@pytest.mark.parametrize("level", ["fatal", "panic"])
+def test_the_go_program_s_highest_levels_are_critical(path: Path, level: str) -> None:
+    log = Log(str(path), level)
+    log.logger.error("a")
+    log.logger.fatal("b")
+    log.close()
+    assert [(record["level"], record["event"]) for record in records(path)] == [("critical", "b")]
+
+
+def test_a_level_that_there_is_not_is_refused(path: Path) -> None:
+    with pytest.raises(KeyError):
+        Log(str(path), "loud")
+    assert not path.exists()
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text() | st.binary() | st.lists(st.text()), max_size=4), st.text())
+def test_no_text_whatever_makes_a_second_line_or_an_unprintable_character(
+    tmp_path_factory: pytest.TempPathFactory, fields: dict[str, Any], event: str
+) -> None:
+    for form in ("json", "console"):
+        path = tmp_path_factory.mktemp("log") / "log"
+        log = Log(str(path), "info", form)
+        log.logger.bind(**{name + "!": value for name, value in fields.items()}).info(event)
+        log.close()
+        text = path.read_bytes().decode()
+        assert text.endswith("\n")
+        assert text[:-1].isprintable()
+
+
+def test_what_is_not_printable_is_written_as_its_number(log: Log, path: Path) -> None:
+    log.logger.info(
+        "a\r\nb",
+        escape="\x1b]0;x\x07",
+        bidi="\u202eabc",
+        tag="\U000e0041",
+        surrogate="\ud800",
+        raw=b"\xff\n ok",
+        nested=("a\n", [{"k\n": b"\0"}]),
+        accents="é 漢",
+        **{"na\nme": 1},
+    )
+    (record,) = records(path)
+    assert {key: record[key] for key in list(record)[2:]} == {
+        "event": "a\\x0d\\x0ab",
+        "escape": "\\x1b]0;x\\x07",
+        "bidi": "\\u202eabc",
+        "tag": "\\U000e0041",
+        "surrogate": "\\ud800",
+        "raw": "\\xff\\x0a ok",
+        "nested": ["a\\x0a", [{"k\\x0a": "\\x00"}]],
+        "accents": "é 漢",
+        "na\\x0ame": 1,
+    }
+
+
+def test_a_long_text_is_cut(log: Log, path: Path) -> None:
+    log.logger.info("e" * 1000, fits="x" * MAX_TEXT, long="x" * (MAX_TEXT + 1), junk="\n" * MAX_TEXT, raw=b"x" * 10**6)
+    (record,) = records(path)
+    assert record["fits"] == "x" * MAX_TEXT
+    for key in ("event", "long", "junk", "raw"):
+        assert len(record[key]) == MAX_TEXT
+        assert record[key].endswith("…")
+
+
+def test_a_value_that_json_does_not_know_is_written_as_text(log: Log, path: Path) -> None:
+    deep: list[Any] = []
+    for _ in range(2000):
+        deep = [deep]
+    log.logger.info("a", path=Path("/a\nb"), nan=float("nan"), some={1}, deep=deep)
+    log.logger.info("b", map={"é": float("inf"), 3: 1 + 2j})
+    first = records(path)[0]
+    assert (first["path"], first["nan"], first["some"], first["deep"]) == ("/a\\x0ab", "nan", [1], [[[["…"]]]])
+    assert records(path)[1]["map"] == {"é": "inf", "3": "(1+2j)"}
+
+
+def test_a_field_cannot_take_the_place_of_level_time_or_event(log: Log, path: Path) -> None:
+    log.logger.info("a", level="error", timestamp=1, exception=2)
+    (record,) = records(path)
+    assert (record["level"], record["event"]) == ("info", "a")
+    assert (record["level_"], record["timestamp_"], record["exception_"]) == ("error", 1, 2)
+
+
+def failing(logger: FilteringBoundLogger) -> None:
+    try:
+        raise ValueError("evil\n2026-01-01T00:00:00.000Z info     FAKE\x1b[2J")
+    except ValueError:
+        logger.exception("a processor failed")
+
+
+def test_an_exception_is_a_field_of_one_line_in_json(log: Log, path: Path) -> None:
+    failing(log.logger)
+    log.logger.error("b", exc_info=False)
+    first, second = records(path)
+    assert first["level"] == "error"
+    lines = first["exception"].split("\n")
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "2026-01-01T00:00:00.000Z info     FAKE\\x1b[2J"
+    assert "exc_info" not in second
+
+
+def test_no_line_of_a_traceback_on_the_console_can_pass_for_a_record(path: Path) -> None:
+    log = Log(str(path), "info", "console")
+    failing(log.logger)
+    log.close()
+    first, *rest = path.read_text().split("\n")[:-1]
+    assert first.endswith("error    a processor failed")
+    assert rest
+    assert all(line.startswith("    ") for line in rest)
+
+
+def test_the_end_of_a_long_traceback_is_kept(log: Log, path: Path) -> None:
+    log.logger.error("a", exc_info=ValueError("x\n" * 20000 + "the cause"))
+    assert records(path)[0]["exception"].endswith("\nthe cause")
+    assert path.stat().st_size < 40000
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("plain", "plain"),
+        ("", '""'),
+        ("a b", '"a b"'),
+        ("a=b", '"a=b"'),
+        ("x outcome=kept", '"x outcome=kept"'),
+        ('a"b', '"a\\"b"'),
+        ('" x="\\', '"\\" x=\\"\\\\"'),
+        (5, "5"),
+        (["a", "b"], '["a","b"]'),
+        (None, "null"),
+    ],
+)
+def test_on_the_console_no_value_can_look_like_another_field(path: Path, value: object, text: str) -> None:
+    assert console(path, key=value, last=1) == f" key={text} last=1\n"
+
+
+def test_a_file_is_appended_to_and_not_for_everybody_s_eyes(path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        for event in ("a", "b"):
+            log = Log(str(path))
+            log.logger.info(event)
+            log.close()
+    finally:
+        os.umask(umask)
+    assert [record["event"] for record in records(path)] == ["a", "b"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_after_a_rename_reopen_makes_a_new_file(log: Log, path: Path) -> None:
+    log.logger.info("a")
+    old = path.rename(path.with_suffix(".1"))
+    log.logger.info("b")
+    log.reopen()
+    log.logger.info("c")
+    assert [record["event"] for record in records(old)] == ["a", "b"]
+    assert [record["event"] for record in records(path)] == ["c"]
+
+
+def test_when_it_cannot_be_reopened_the_old_file_stays_in_use(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    log = Log(str(folder / "a"))
+    folder.rename(tmp_path / "old")
+    with pytest.raises(FileNotFoundError):
+        log.reopen()
+    log.logger.info("a")
+    log.close()
+    assert len(records(tmp_path / "old" / "a")) == 1
+
+
+def test_a_closed_log_drops_and_counts_and_can_be_opened_again(log: Log, path: Path) -> None:
+    log.close()
+    log.close()
+    log.logger.info("a")
+    assert log.dropped == 1
+    log.reopen()
+    log.logger.info("b")
+    assert [record["event"] for record in records(path)] == ["b"]
+
+
+def test_a_file_that_cannot_be_opened_is_an_error_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Is a directory"):
+        Log(str(tmp_path))
+
+
+def test_a_full_disk_never_raises_and_each_record_is_counted() -> None:
+    log = Log("/dev/full")
+    log.logger.info("a")
+    log.logger.error("b")
+    log.close()
+    assert log.dropped == 2
+
+
+def test_after_half_a_record_the_next_one_starts_on_a_line_of_its_own(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    log = Log(f"/proc/self/fd/{writing}")  # the descriptor of the log is a new one: also make that one not wait
+    os.set_blocking(log._output._descriptor, False)
+    while not log.dropped:
+        log.logger.info("a", **{f"k{n}": "x" * 200 for n in range(40)})
+    text = os.read(reading, 1 << 20)
+    log.logger.info("b")
+    text += os.read(reading, 1 << 20)
+    log.close()
+    os.close(reading)
+    os.close(writing)
+    assert json.loads(text.split(b"\n")[-2])["event"] == "b"
+
+
+def test_a_pipe_that_nobody_reads_any_more_never_raises(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    log = Log(str(pipe))
+    os.close(reading)
+    log.logger.info("a")
+    log.close()
+    assert log.dropped == 1
+
+
+def test_a_value_that_cannot_be_written_never_fails_who_logs_it(log: Log, path: Path) -> None:
+    class Broken:
+        def __str__(self) -> str:
+            raise OSError(errno.EIO, "no")
+
+    log.logger.info("a", value=Broken())
+    log.logger.info("b")
+    assert log.dropped == 1
+    assert [record["event"] for record in records(path)] == ["b"]
+
+
+def test_off_writes_nothing_and_counts_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    log = Log("off", "debug")
+    log.logger.critical("a")
+    log.reopen()
+    log.close()
+    assert log.dropped == 0
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("stream", ["stderr", "stdout"])
+def test_the_standard_streams_have_the_console_form_unless_told_otherwise(
+    capfd: pytest.CaptureFixture[str], stream: str
+) -> None:
+    for form in ("auto", "json"):
+        log = Log(stream, "info", form)
+        log.logger.info("hello")
+        log.reopen()
+        log.close()
+    out, err = capfd.readouterr()
+    first, second = (out or err).splitlines()
+    assert first.endswith("info     hello")
+    assert json.loads(second)["event"] == "hello"
+    assert bool(out) == (stream == "stdout")
+
+
+def test_a_stream_that_was_closed_before_the_start_is_not_written_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "__stderr__", None)
+    log = Log("stderr")
+    log.logger.info("a")
+    assert log.dropped == 1
+
+
+def test_a_terminal_has_colours_unless_it_wants_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = pty.openpty()
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for _ in range(2):
+        log = Log(os.ttyname(slave), "info", "console")
+        log.logger.error("a")
+        log.close()
+        monkeypatch.setenv("NO_COLOR", "1")
+    text = b""
+    while text.count(b"\n") < 2:
+        text += os.read(master, 4096)
+    coloured, plain = text.splitlines()
+    os.close(master)
+    os.close(slave)
+    assert b"\x1b[31merror   \x1b[0m a" in coloured
+    assert b"\x1b" not in plain
+
+
+def test_two_logs_do_not_know_of_each_other(tmp_path: Path) -> None:
+    first, second = Log(str(tmp_path / "1"), "debug"), Log(str(tmp_path / "2"), "error")
+    first.logger.debug("a")
+    second.logger.debug("b")
+    first.close()
+    second.close()
+    assert len(records(tmp_path / "1")) == 1
+    assert records(tmp_path / "2") == []
