@@ -56,8 +56,6 @@ def test_header_fields_keep_their_order_and_are_found_in_any_case() -> None:
     headers = Headers([("To", "a"), ("X", "1"), ("TO", "b")])
     assert list(headers) == [("To", "a"), ("X", "1"), ("TO", "b")]
     assert len(headers) == 3
-    assert headers[0] == ("To", "a")
-    assert headers[1:] == (("X", "1"), ("TO", "b"))
     assert headers.get("to") == "a"
     assert headers.get_all("tO") == ["a", "b"]
     assert "x" in headers
@@ -70,7 +68,6 @@ def test_a_header_field_that_is_not_there_has_a_default() -> None:
     assert headers.get("to", "nobody") == "nobody"
     assert headers.get_all("to") == []
     assert "to" not in headers
-    assert 1 not in headers
 
 
 def test_the_values_of_a_header_field_can_be_changed_without_harm() -> None:

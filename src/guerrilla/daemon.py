@@ -200,8 +200,6 @@ class Daemon:
     async def _open(self) -> None:
         log = self._log(self.config.log_file)
         self._hurry.clear()
-        for problem in self.config.warnings:
-            log.warning("configuration", problem=str(problem))
         self._raise_descriptor_limit(log)
         backend = self._given_backend or self._build_gateway(log)
         spool = self._open_spool()
@@ -231,7 +229,7 @@ class Daemon:
             line = self.registry.build(self.config.backend_config)
         except ConfigError as error:
             raise ConfigError(error.problems, self.config.source) from None
-        for problem in self.registry.check(self.config.backend_config):
+        for problem in dict.fromkeys((*self.config.warnings, *self.registry.check(self.config.backend_config))):
             log.warning("configuration", problem=str(problem))
         self._gateway = Gateway(line, log)
         return self._gateway

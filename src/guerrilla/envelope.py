@@ -92,8 +92,8 @@ class Headers:
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self._fields)
 
-    def __contains__(self, name: str) -> bool:
-        return name.lower() in self._index
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.lower() in self._index
 
     def get(self, name: str, default: str = "") -> str:
         """Return the first value of the field, or the default."""

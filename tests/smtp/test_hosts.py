@@ -73,7 +73,6 @@ def test_mail_is_not_taken_for_others(name: str, host: str) -> None:
 
 @pytest.mark.parametrize("user", ["a%other.test", "a!b", '"a@ours.test"', "@ours.test:a", '"x@ours.test>"'])
 def test_only_the_domain_counts_not_a_route_or_a_local_part(user: str) -> None:
-    assert not allows(["ours.test"], "x") or user
     path = f"<{user}@other.test>".encode()
     assert not AllowedHosts(["ours.test"]).allows(parse_path(path)[0])
 

@@ -68,7 +68,9 @@ def test_a_line_is_matched_by_its_beginning_and_dots_stand_for_the_rest(lines: t
     Dialogue().say("NOOP").expect(*lines)
 
 
-@pytest.mark.parametrize("lines", [(), ("250", "250"), ("251",), ("250 ... KO",), ("50 2.0.0 OK",), (..., "250", "250")])
+@pytest.mark.parametrize(
+    "lines", [(), ("250", "250"), ("251",), ("250 ... KO",), ("50 2.0.0 OK",), (..., "250", "250")]
+)
 def test_what_was_not_said_fails(lines: tuple[str, ...]) -> None:
     with pytest.raises(AssertionError, match="expected"):
         Dialogue().say("NOOP").expect(*lines)

@@ -1,0 +1,59 @@
+# Two commands for a fresh machine: `make serve` and `make test`. Each installs what it needs.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: help serve test check format bench bench-quick lock clean
+
+help:            ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+serve: $(VENV)/.installed  ## Install, and receive mail on 127.0.0.1:2525 into guerrilla.db
+	$(BIN)/guerrillad serve
+
+test: $(VENV)/.installed-dev  ## Install what the tests need, run them all, and hold the coverage
+	scripts/install-debian-packages tests/debian-packages.txt
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --fail-under=95
+	$(BIN)/python -m coverage report --include='src/guerrilla/smtp/*,src/guerrilla/backends/*' --fail-under=100
+
+check: $(VENV)/.installed-dev  ## Lint, types, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev  ## Lay the code out
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev  ## Measure messages per second and per CPU-second
+	scripts/install-debian-packages benchmarks/debian-packages.txt
+	$(BIN)/python benchmarks/throughput.py
+
+bench-quick: $(VENV)/.installed-dev  ## The same in less than a minute
+	scripts/install-debian-packages benchmarks/debian-packages.txt
+	$(BIN)/python benchmarks/throughput.py --quick
+
+lock: $(VENV)/.installed-dev  ## Resolve the versions that development is done with anew
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-tools
+	$(BIN)/pip-compile --quiet --upgrade --all-extras --strip-extras --no-header --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --output-file requirements-dev.lock pyproject.toml
+
+clean:           ## Remove what was installed and built here
+	rm -rf $(VENV) dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# A Debian machine may have a Python without venv: then, and only then, its package is installed.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); scripts/install-debian-packages scripts/venv-packages.txt; $(PYTHON) -m venv $(VENV); }
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-dev.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@ $(VENV)/.installed
