@@ -85,7 +85,7 @@ def test_an_envelope_is_true_also_when_it_is_empty() -> None:
 
 def test_two_envelopes_are_the_same_only_if_they_are_one() -> None:
     one = Envelope()
-    assert one == one  # noqa: PLR0124
+    assert one == one
     assert one != Envelope()
 
 

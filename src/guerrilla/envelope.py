@@ -33,7 +33,7 @@ class Address:
     user: str = ""
     host: str = ""
     ip: IPv4Address | IPv6Address | None = None
-    route: tuple[str, ...] = ()
+    route: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def null_path(self) -> bool:

@@ -84,7 +84,7 @@ def test_postmaster_without_a_domain_is_always_taken() -> None:
 
 @pytest.mark.parametrize("name", ["[]", "[x]", "[1.2.3]", "[1.2.3.4", "[1.2.3.45", "[IPv6:1.2.3]", "["])
 def test_brackets_without_an_address_are_a_mistake(name: str) -> None:
-    with pytest.raises(ValueError, match="address|bracket"):
+    with pytest.raises(ValueError, match=r"address|bracket"):
         AllowedHosts([name])
 
 

@@ -12,11 +12,25 @@ from guerrilla.smtp import replies
 from guerrilla.smtp.replies import Reply, greeting, queued
 
 NAMED = {name: value for name, value in vars(replies).items() if isinstance(value, Reply)}
-OURS = (
-    "SHUTTING_DOWN TIMED_OUT TOO_SLOW TOO_MANY_CLIENTS TOO_MANY_CLIENTS_FROM_ADDRESS TOO_MANY_MAILS TOO_MANY_ERRORS "
-    "LOCAL_ERROR SAVE_TIMEOUT NOT_RUNNING INSUFFICIENT_STORAGE TOO_MANY_RECIPIENTS STORAGE_NOT_AVAILABLE "
-    "STORAGE_TOO_BUSY STORAGE_TIMEOUT STORAGE_ERROR QUOTA_EXCEEDED"
-).split()
+OURS = [
+    "SHUTTING_DOWN",
+    "TIMED_OUT",
+    "TOO_SLOW",
+    "TOO_MANY_CLIENTS",
+    "TOO_MANY_CLIENTS_FROM_ADDRESS",
+    "TOO_MANY_MAILS",
+    "TOO_MANY_ERRORS",
+    "LOCAL_ERROR",
+    "SAVE_TIMEOUT",
+    "NOT_RUNNING",
+    "INSUFFICIENT_STORAGE",
+    "TOO_MANY_RECIPIENTS",
+    "STORAGE_NOT_AVAILABLE",
+    "STORAGE_TOO_BUSY",
+    "STORAGE_TIMEOUT",
+    "STORAGE_ERROR",
+    "QUOTA_EXCEEDED",
+]
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -29,11 +29,12 @@ class _Entry(Generic[ItemT]):
 class Batcher(Generic[ItemT]):
     """Commits items in batches: ``await batcher.add(item)`` returns when the batch with the item is committed.
 
-    ``commit`` is given the items of one batch and must keep all of them or none. If it raises BatchRefusedError, the
-    batch is halved and tried again until the refused item stands alone: it fails, the others are kept. Whatever else it
-    raises fails the whole batch. When every ``add`` of a batch has been cancelled, its commit is cancelled too.
+    ``commit`` is given the items of one batch and must keep all of them or, if it raises, none. If it raises
+    BatchRefusedError, the batch is halved and tried again until the refused item stands alone: it fails, the others are
+    kept. Whatever else it raises fails the whole batch. When every ``add`` of a batch has been cancelled, its commit is
+    cancelled too.
 
-    ``undo`` is given the items that are or may be committed although nobody waits for them any more: their clients have
+    ``undo`` is given the items whose ``add`` was cancelled when their commit had begun, kept or not: their clients have
     been told to try again, so they must go (RFC 5321 section 4.2.5). What it raises goes to ``on_error``.
     """
 
@@ -77,6 +78,7 @@ class Batcher(Generic[ItemT]):
     async def close(self) -> None:
         """Take nothing more, and return when all that was added is committed or undone."""
         self._closed = True
+        await asyncio.sleep(0)  # an add that was cancelled in the moment of its commit wakes up first, and says so
         while self._runner is not None:
             await asyncio.wait((self._runner,))
 
@@ -89,7 +91,9 @@ class Batcher(Generic[ItemT]):
             while self._waiting or self._unwanted:
                 if self._unwanted:
                     unwanted, self._unwanted = self._unwanted, []
-                    await self._remove(unwanted)
+                    error = await _attempt(self._undo, unwanted)
+                    if error is not None:
+                        self._on_error(error)
                 await self._settle(self._next_batch())
         finally:
             self._runner = None
@@ -106,7 +110,7 @@ class Batcher(Generic[ItemT]):
         """Commit the batch, halving it as long as it is refused, and wake those who wait for it."""
         if not batch:
             return
-        commit = asyncio.get_running_loop().create_task(self._commit_all(batch))
+        commit = asyncio.get_running_loop().create_task(_attempt(self._commit, [entry.item for entry in batch]))
 
         def cancel_if_unwanted(_: asyncio.Future[None]) -> None:
             if all(entry.outcome.cancelled() for entry in batch):
@@ -118,28 +122,30 @@ class Batcher(Generic[ItemT]):
         for entry in batch:
             entry.outcome.remove_done_callback(cancel_if_unwanted)
 
-        error = None if commit.cancelled() else commit.exception()
-        if isinstance(error, BatchRefusedError) and len(batch) > 1:
+        error = commit.result()
+        refused = isinstance(error, BatchRefusedError)
+        if refused and len(batch) > 1:
             middle = len(batch) // 2
             await self._settle([entry for entry in batch[:middle] if not entry.outcome.done()])
             await self._settle([entry for entry in batch[middle:] if not entry.outcome.done()])
             return
-        if error is not None:
-            for entry in batch:
-                if not entry.outcome.done():
-                    entry.outcome.set_exception(error)
-            return
         for entry in batch:
             if entry.outcome.cancelled():
-                self._unwanted.append(entry.item)
-            else:
+                # A commit that was cut short, or lost its connection, may have been done all the same.
+                if not refused:
+                    self._unwanted.append(entry.item)
+            elif error is None:
                 entry.outcome.set_result(None)
+            else:
+                entry.outcome.set_exception(error)
 
-    async def _commit_all(self, batch: Sequence[_Entry[ItemT]]) -> None:
-        await self._commit([entry.item for entry in batch])
 
-    async def _remove(self, items: Sequence[ItemT]) -> None:
-        try:
-            await self._undo(items)
-        except Exception as error:  # whatever it is, the next batch must go on
-            self._on_error(error)
+async def _attempt(action: Callable[[Sequence[ItemT]], Awaitable[None]], items: Sequence[ItemT]) -> Exception | None:
+    """Commit or undo, and return what it raises: whatever that is, the next batch must go on."""
+    try:
+        await action(items)
+    except Exception as error:
+        return error
+    except (asyncio.CancelledError, SystemExit) as error:
+        return RuntimeError(f"ended by {type(error).__name__}")
+    return None

@@ -88,13 +88,15 @@ class Gateway:
     @property
     def validates(self) -> bool:
         """Whether there is a ``validate_process``."""
-        return self._line.validate is not None
+        return bool(self._line.config.validate_process)
 
     async def initialize(self) -> None:
         """Initialize the processors, in order. When one fails, it and those before it are shut down again.
 
-        Raises InitializeError.
+        Raises InitializeError, and RuntimeError if it was called before.
         """
+        if self._state is not State.NEW:
+            raise RuntimeError(f"the gateway cannot be initialized: its state is {self._state.value}")
         for name, processor in self._line.processors:
             processor.log = self._log.bind(processor=name)
             self._opened += 1
@@ -147,8 +149,7 @@ class Gateway:
 
     def validate_rcpt(self, envelope: Envelope) -> asyncio.Future[Reply]:
         """Answer for the last recipient of the envelope."""
-        process = self._line.validate or self._line.save
-        return self._submit(envelope, Task.VALIDATE_RCPT, process, self._validate_deadlines)
+        return self._submit(envelope, Task.VALIDATE_RCPT, self._line.validate, self._validate_deadlines)
 
     def _submit(
         self, envelope: Envelope, task: Task, process: Process, deadlines: Deadlines[_Job]
@@ -172,7 +173,7 @@ class Gateway:
         """Be a worker: take one envelope at a time, and live on whatever comes of it."""
         worker = asyncio.current_task()
         assert worker is not None
-        while True:
+        while not worker.cancelling():
             job = await self._conveyor.get()
             if not job.answer.done():
                 job.worker = worker
@@ -183,11 +184,13 @@ class Gateway:
                 elif not job.answer.done():
                     job.answer.set_result(reply)
             job.deadlines.remove(job)
-            self._leave()
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
 
     async def _run(self, job: _Job, worker: asyncio.Task[None]) -> Reply:
-        processing: Awaitable[object] = job.process(job.envelope, job.task)
         try:
+            processing: Awaitable[object] = job.process(job.envelope, job.task)
             reply = await processing
         except asyncio.CancelledError:
             if job.void:
@@ -196,11 +199,13 @@ class Gateway:
                 raise  # it is the worker itself that is to end
             self._log.exception("processor was cancelled from within", queued_id=job.envelope.queued_id)
             return LOCAL_ERROR
-        except (Exception, SystemExit):
+        except (KeyboardInterrupt, GeneratorExit):
+            raise  # it is the program that is to end
+        except BaseException:  # also SystemExit, and the panic of a library that is written in Rust
             self._log.exception("processor failed", task=job.task.value, queued_id=job.envelope.queued_id)
             return LOCAL_ERROR
         if not isinstance(reply, Reply):
-            self._log.error("processor gave no reply", task=job.task.value, found=repr(reply), meant="a Reply")
+            self._log.error("processor gave no reply", task=job.task.value, found=repr(reply)[:80], meant="a Reply")
             return LOCAL_ERROR
         if job.void and job.task is Task.SAVE_MAIL and reply.positive:
             self._log.error("kept after its time was over: the client sends it again", queued_id=job.envelope.queued_id)
@@ -209,17 +214,12 @@ class Gateway:
     def _expire(self, job: _Job) -> None:
         """Answer at once, and make the work void: RFC 5321 section 4.2.5 forbids to deliver what was answered 4yz."""
         saving = job.task is Task.SAVE_MAIL
-        self._log.warning("time is over", task=job.task.value, queued_id=job.envelope.queued_id)
         if not job.answer.done():
             job.answer.set_result(SAVE_TIMEOUT if saving else STORAGE_TIMEOUT)
         job.void = True
         if job.worker is not None:
             job.worker.cancel()
-
-    def _leave(self) -> None:
-        self._in_flight -= 1
-        if not self._in_flight:
-            self._idle.set()
+        self._log.warning("time is over", task=job.task.value, queued_id=job.envelope.queued_id)
 
     async def _close_processors(self) -> None:
         """Shut down in reverse order all that were to be initialized; one that fails does not stop the others."""

@@ -18,6 +18,7 @@ three run the same way.
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, get_args
@@ -81,7 +82,7 @@ class Processor(Generic[ConfigT]):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Learn the configuration's type from the class's own type parameter."""
         super().__init_subclass__(**kwargs)
-        for base in getattr(cls, "__orig_bases__", ()):
+        for base in cls.__dict__.get("__orig_bases__", ()):
             for argument in get_args(base):
                 if isinstance(argument, type) and issubclass(argument, ProcessorConfig):
                     cls.config_type = argument
@@ -102,17 +103,16 @@ class Processor(Generic[ConfigT]):
 
     def decorate(self, following: Process) -> Process:
         """Stack this processor on the one that follows: the seed's Decorator."""
-        save_mail, validate_rcpt = self.save_mail, self.validate_rcpt
-        kind = type(self)
-        passes = {
-            Task.SAVE_MAIL: kind.save_mail is Processor.save_mail,
-            Task.VALIDATE_RCPT: kind.validate_rcpt is Processor.validate_rcpt,
-        }
+        hooks = {}
+        if type(self).save_mail is not Processor.save_mail:
+            hooks[Task.SAVE_MAIL] = self.save_mail
+        if type(self).validate_rcpt is not Processor.validate_rcpt:
+            hooks[Task.VALIDATE_RCPT] = self.validate_rcpt
 
         def process(envelope: Envelope, task: Task) -> Awaitable[Reply]:
-            if passes[task]:
+            hook = hooks.get(task)
+            if hook is None:
                 return following(envelope, task)
-            hook = save_mail if task is Task.SAVE_MAIL else validate_rcpt
             return hook(envelope, lambda: following(envelope, task))
 
         return process
@@ -128,9 +128,7 @@ class FunctionProcessor(Processor[ProcessorConfig]):
         super().__init__(ProcessorConfig())
         self._function: Callable[[Envelope], Any] = function
         self._asynchronous = inspect.iscoroutinefunction(function)
-        self.__name__ = function.__name__
-        self.__doc__ = function.__doc__
-        self.__module__ = function.__module__
+        functools.update_wrapper(self, function)
 
     def __call__(self, envelope: Envelope) -> Any:
         """Call the function itself, as a test does."""

@@ -34,30 +34,16 @@ _SHIPPED: Final = {
 
 _GO_KEYS: Final = frozenset(
     {
-        "fcgi_connection_address",
-        "fcgi_connection_type",
-        "fcgi_script_filename_save",
-        "fcgi_script_filename_validate",
-        "maildir_path",
-        "maildir_user_map",
-        "mysql_db",
-        "mysql_host",
-        "mysql_pass",
-        "mysql_user",
-        "redis_expire_seconds",
-        "redis_interface",
-        "redis_mysql_batch_timeout",
-        "redis_sql_batch_timeout",
-        "save_processors",
-        "sql_insert",
-        "sql_max_conn_lifetime",
-        "sql_max_idle_conns",
-        "sql_max_open_conns",
-        "sql_values",
-        "validate_processors",
+        "fcgi_connection_address", "fcgi_connection_type", "fcgi_script_filename_save",
+        "fcgi_script_filename_validate", "maildir_path", "maildir_user_map", "mysql_db", "mysql_host", "mysql_pass",
+        "mysql_user", "redis_expire_seconds", "redis_interface", "redis_mysql_batch_timeout",
+        "redis_sql_batch_timeout", "save_processors", "sql_insert", "sql_max_conn_lifetime", "sql_max_idle_conns",
+        "sql_max_open_conns", "sql_values", "validate_processors",
     }
-)
+)  # fmt: skip
 """Keys of the Go program's processors that nothing here reads: found in its files, they are no typing errors."""
+
+_FACTORY_MEANT: Final = "meant: a Processor class, a @processor function, or a function that returns a decorator"
 
 DEFAULT_LINE: Final = "HeadersParser|Hasher|Header|Sql"
 
@@ -107,9 +93,9 @@ class Line:
 
     config: GatewayConfig
     processors: Sequence[tuple[str, Processor[Any]]]
-    """Those with a life of their own, in the order of their names, each once however often it is named."""
+    """Those with a life of their own, in the order in which they are named, each once however often that is."""
     save: Process
-    validate: Process | None
+    validate: Process
 
 
 class Registry:
@@ -133,13 +119,9 @@ class Registry:
     def chain(self, backend_config: Mapping[str, Any]) -> list[str]:
         """Return the names in ``save_process``, as they are written where they are defined.
 
-        Raises ConfigError if they cannot be found.
+        Raises ConfigError with all that is wrong.
         """
-        config, problems = _configure(GatewayConfig, backend_config)
-        chain, more = self._chain(config.save_process if config else "", "save_process")
-        if problems or more:
-            raise ConfigError([*problems, *more])
-        return [name for name, _ in chain]
+        return list(self._sound_plan(backend_config).save)
 
     def describe(self) -> list[ProcessorInfo]:
         """Return what is known of each processor that has a name here, or in an installed package."""
@@ -147,8 +129,11 @@ class Registry:
         names = {**offered, **{lower: name for lower, (name, _) in self._known.items()}}
         found = []
         for name in names.values():
-            factory = self._find(name)[1]
-            found.append(ProcessorInfo(name, (factory.__doc__ or "").strip(), _config_type(factory)))
+            try:
+                factory = self._find(name)[1]
+                found.append(ProcessorInfo(name, (factory.__doc__ or "").strip(), _config_type(factory)))
+            except LookupError as error:
+                found.append(ProcessorInfo(name, error.args[0], ProcessorConfig))
         return found
 
     def check(self, backend_config: Mapping[str, Any]) -> list[Problem]:
@@ -160,33 +145,30 @@ class Registry:
 
         Raises ConfigError with all that is wrong.
         """
-        plan, problems = self._plan(backend_config)
-        if plan is None or any(not problem.warning for problem in problems):
-            raise ConfigError(problems)
+        plan = self._sound_plan(backend_config)
         processors: list[tuple[str, Processor[Any]]] = []
         decorators: dict[str, Decorator] = {}
         for name, (factory, config) in plan.made_of.items():
-            if isinstance(factory, type):
-                made: Processor[Any] = factory(config)
-            elif isinstance(factory, FunctionProcessor):
-                made = factory
-            else:
-                decorators[name] = factory()
-                continue
-            processors.append((name, made))
-            decorators[name] = made.decorate
-        validate = stack([decorators[name] for name in plan.validate]) if plan.validate else None
-        return Line(plan.config, processors, stack([decorators[name] for name in plan.save]), validate)
+            made = _make(name, factory, config)
+            if isinstance(made, Processor):
+                processors.append((name, made))
+                made = made.decorate
+            decorators[name] = made
+        save, validate = (stack([decorators[name] for name in names]) for names in (plan.save, plan.validate))
+        return Line(plan.config, processors, save, validate)
+
+    def _sound_plan(self, backend_config: Mapping[str, Any]) -> _Plan:
+        plan, problems = self._plan(backend_config)
+        if plan is None or any(not problem.warning for problem in problems):
+            raise ConfigError(problems)
+        return plan
 
     def _plan(self, backend_config: Mapping[str, Any]) -> tuple[_Plan | None, list[Problem]]:
         config, problems = _configure(GatewayConfig, backend_config)
-        written = config or backend_config
-        save, more = self._chain(_text(written, "save_process", DEFAULT_LINE), "save_process")
-        validate: list[tuple[str, Factory]] = []
+        save, more = self._chain(backend_config, "save_process")
         problems += more
-        if _text(written, "validate_process", ""):
-            validate, more = self._chain(_text(written, "validate_process", ""), "validate_process")
-            problems += more
+        validate, more = self._chain(backend_config, "validate_process")
+        problems += more
         read = set(GatewayConfig.model_fields)
         made_of: dict[str, tuple[Factory, ProcessorConfig]] = {}
         for name, factory in (*save, *validate):
@@ -202,8 +184,14 @@ class Registry:
             return None, problems
         return _Plan(config, [name for name, _ in save], [name for name, _ in validate], made_of), problems
 
-    def _chain(self, text: str, key: str) -> tuple[list[tuple[str, Factory]], list[Problem]]:
+    def _chain(self, backend_config: Mapping[str, Any], key: str) -> tuple[list[tuple[str, Factory]], list[Problem]]:
         place = f"backend_config.{key}"
+        default = GatewayConfig.model_fields[key].default
+        text = backend_config.get(key, default)
+        if not isinstance(text, str):
+            text = default  # that it is no text is said where it is read
+        if text == default == "":
+            return [], []
         chain: list[tuple[str, Factory]] = []
         problems: list[Problem] = []
         for word in text.split("|"):
@@ -241,8 +229,8 @@ class Registry:
         """Report each key that nobody reads: an error if nobody ever would, a warning if another processor does."""
         unread = [key for key in backend_config if key not in read]
         elsewhere = set(_GO_KEYS)
-        for name in self._known if unread else ():
-            elsewhere.update(_keys(_config_type(self._find(name)[1])))
+        for info in self.describe() if unread else ():
+            elsewhere.update(_keys(info.config_type))
         for key in unread:
             place = f"backend_config.{key}"
             if key in elsewhere:
@@ -258,11 +246,6 @@ class _Plan:
     save: Sequence[str]
     validate: Sequence[str]
     made_of: Mapping[str, tuple[Factory, ProcessorConfig]]
-
-
-def _text(source: object, key: str, default: str) -> str:
-    value = source.get(key, default) if isinstance(source, Mapping) else getattr(source, key)
-    return value if isinstance(value, str) else default
 
 
 def _keys(kind: type[BaseModel]) -> list[str]:
@@ -290,21 +273,37 @@ def _load(path: str) -> Factory:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         # Whatever the module does when it is imported, it is its author's to read, in one line and with its place.
-        cause = f"{type(error).__name__}: {error}"
-        raise LookupError(f"cannot import {path!r}: {cause}", "meant: package.module:Name") from error
+        raise LookupError(f"cannot import {path!r}: {_cause(error)}", "meant: package.module:Name") from error
     try:
         return _checked(found, path)
     except TypeError as error:
-        raise LookupError(str(error), "meant: a Processor class or a @processor function") from None
+        raise LookupError(str(error), _FACTORY_MEANT) from None
 
 
 def _checked(factory: Any, name: str) -> Factory:
     if isinstance(factory, type):
         if issubclass(factory, Processor):
             return factory
-    elif isinstance(factory, FunctionProcessor) or callable(factory):
+    elif callable(factory):
         checked: Factory = factory
         return checked
     raise TypeError(f"{name!r} is {factory!r}, which is no processor")
+
+
+def _make(name: str, factory: Factory, config: ProcessorConfig) -> Processor[Any] | Decorator:
+    if isinstance(factory, FunctionProcessor):
+        return factory
+    try:
+        made = factory(config) if isinstance(factory, type) else factory()
+        if callable(made) or isinstance(made, Processor):
+            return made
+        raise TypeError(f"it returned {made!r}")
+    except Exception as error:
+        problem = Problem("backend_config", f"{name} cannot be made: {_cause(error)}", _FACTORY_MEANT)
+        raise ConfigError([problem]) from error
+
+
+def _cause(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

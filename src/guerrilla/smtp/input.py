@@ -35,7 +35,7 @@ class Input:
         """
         end = self._octets.find(b"\n", self._pos)
         if end < 0:
-            if self._too_long or len(self) > MAX_COMMAND_LINE:
+            if len(self) > MAX_COMMAND_LINE:
                 self._too_long = True
                 self.clear()
             return None

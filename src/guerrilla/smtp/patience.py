@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from guerrilla.smtp.settings import MAX_ERRORS, MAX_JUNK, MAX_UNRECOGNIZED
+from guerrilla.smtp.settings import MAX_ERRORS, MAX_HELLOS, MAX_JUNK, MAX_UNRECOGNIZED
 
 
 class Patience:
     """Counts what a client does wrong, and the commands that bring no mail forward, until a message is taken."""
 
-    __slots__ = ("_errors", "_junk", "_unrecognized")
+    __slots__ = ("_errors", "_hellos", "_junk", "_unrecognized")
 
     def __init__(self) -> None:
-        self._errors = self._junk = self._unrecognized = 0
+        self._errors = self._hellos = self._junk = self._unrecognized = 0
 
     def renew(self) -> None:
         """Forget what was: the client has brought a message."""
-        self._errors = self._junk = self._unrecognized = 0
+        self._errors = self._hellos = self._junk = self._unrecognized = 0
 
     def error(self) -> bool:
         """Count a command that was refused; return whether the client is to be sent away."""
@@ -25,6 +25,11 @@ class Patience:
     def unrecognized(self) -> None:
         """Note that the command that will be counted as refused is none at all."""
         self._unrecognized += 1
+
+    def hello(self) -> bool:
+        """Count a HELO or EHLO; return whether the client is to be sent away."""
+        self._hellos += 1
+        return self._hellos > MAX_HELLOS and self.error()
 
     def junk(self) -> bool:
         """Count a command that brings no mail forward; return whether the client is to be sent away."""

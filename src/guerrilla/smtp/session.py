@@ -186,7 +186,7 @@ class Session:
             if reply.positive:
                 self._patience.renew()
         elif not reply.positive:
-            transaction.envelope.rcpt_to.pop()
+            transaction.named.remove(transaction.envelope.rcpt_to.pop())
             transaction.recipients -= 1
             if not reply.temporary:
                 self._count_error()
@@ -226,7 +226,7 @@ class Session:
         if not line:
             return self._refuse(replies.LINE_TOO_LONG, line)
         # RFC 5321 section 2.3.8: a line ends with CRLF and holds no other CR or LF.
-        if not line.endswith(b"\r\n") or line.find(b"\r") != len(line) - 2:
+        if len(line) < 2 or line.find(b"\r") != len(line) - 2:
             return self._refuse(replies.BARE_NEWLINE_IN_COMMAND, line)
         line = line[:-2]
         verb, _, argument = line.partition(b" ")
@@ -264,17 +264,18 @@ class Session:
     # Commands, in the order of RFC 5321 section 4.1.1. Each is given its argument without the spaces around it.
 
     def _helo_command(self, argument: bytes) -> None:
-        self._helo = parse_helo(argument)
-        self._esmtp = False
-        self._end_transaction()
-        self._say_to_junk(self._settings.helo)
+        self._hello(argument, self._settings.helo, esmtp=False)
 
     def _ehlo_command(self, argument: bytes) -> None:
+        self._hello(argument, self._settings.ehlo_in_tls if self._tls else self._settings.ehlo, esmtp=True)
+
+    def _hello(self, argument: bytes, reply: Reply, *, esmtp: bool) -> None:
         self._helo = parse_helo(argument)
-        self._esmtp = True
-        # RFC 5321 section 4.1.4: EHLO in the middle of things is a RSET too.
-        self._end_transaction()
-        self._say_to_junk(self._settings.ehlo_in_tls if self._tls else self._settings.ehlo)
+        self._esmtp = esmtp
+        self._end_transaction()  # RFC 5321 section 4.1.4: in the middle of things it is a RSET too
+        self._say(reply)
+        if self._patience.hello():
+            self.close(replies.TOO_MANY_ERRORS)
 
     def _mail_command(self, argument: bytes) -> None:
         if not self._helo:
@@ -324,9 +325,10 @@ class Session:
             self._say(replies.TOO_MANY_RECIPIENTS)
             return None
         transaction.recipients += 1
-        if recipient in envelope.rcpt_to:
+        if recipient in transaction.named:
             self._say(replies.RECIPIENT_OK)  # named twice, it gets the message once
             return None
+        transaction.named.add(recipient)
         envelope.rcpt_to.append(recipient)
         if self._settings.validates:
             self._state = _State.ASKED_RCPT

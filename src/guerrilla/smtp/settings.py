@@ -17,6 +17,8 @@ MAX_ERRORS: Final = 20
 """Errors of any kind without a message that was taken in between: Postfix's ``smtpd_hard_error_limit``."""
 MAX_JUNK: Final = 100
 """Commands that bring no mail forward (NOOP, RSET…) before each is an error: ``smtpd_junk_command_limit``."""
+MAX_HELLOS: Final = 1000
+"""HELO and EHLO before each is an error: far beyond what any client means, and their replies are the longest."""
 MAX_OVERSHOOT: Final = 1000
 """Recipients refused for their number before each counts as an error: ``smtpd_recipient_overshoot_limit``."""
 MAX_MAILS: Final = 100_000

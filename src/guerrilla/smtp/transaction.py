@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from guerrilla.envelope import Envelope
+from guerrilla.envelope import Address, Envelope
 from guerrilla.smtp.data import Content, DotReader, Newlines
 from guerrilla.smtp.replies import Reply
 from guerrilla.smtp.settings import House, Settings
@@ -17,13 +17,15 @@ from guerrilla.smtp.settings import House, Settings
 class Transaction:
     """What was said since MAIL was accepted."""
 
-    __slots__ = ("_settings", "chunks_failed", "content", "envelope", "overshoot", "reader", "recipients")
+    __slots__ = ("_settings", "chunks_failed", "content", "envelope", "named", "overshoot", "reader", "recipients")
 
     def __init__(self, envelope: Envelope, settings: Settings) -> None:
         self._settings = settings
         self.envelope = envelope
         self.recipients = 0
         """RCPT commands that were accepted, those that repeat a recipient included."""
+        self.named: set[Address] = set()
+        """The recipients of the envelope, to find one that is named twice."""
         self.overshoot = 0
         """RCPT commands beyond the limit."""
         self.content: Content | None = None

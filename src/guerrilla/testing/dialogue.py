@@ -118,8 +118,7 @@ class Dialogue:
 
     def feed(self, octets: bytes, cuts: Iterable[int] | None = None) -> Dialogue:
         """Send octets as they are, cut into reads at the positions ``cuts``; in one read without them."""
-        self._said.clear()
-        self._transcript += [f"--> {_shown(line)}" for line in octets.removesuffix(b"\r\n").split(b"\r\n")]
+        self._heard(*map(_shown, octets.removesuffix(b"\r\n").split(b"\r\n")))
         edges = sorted({0, len(octets), *(cut for cut in cuts or () if 0 < cut < len(octets))})
         for start, end in itertools.pairwise(edges):
             self.session.receive_data(octets[start:end])
@@ -128,14 +127,14 @@ class Dialogue:
 
     def hang_up(self) -> Dialogue:
         """Send no more, as a client that is done or gone."""
-        self._transcript.append("--> (hangs up)")
+        self._heard("(hangs up)")
         self.session.receive_eof()
         return self._run()
 
     def handshake(self, tls: TLSInfo | None = None) -> Dialogue:
         """Establish TLS, after STARTTLS was answered. Raises RuntimeError if it was not."""
         self.session.tls_established(tls or TLSInfo("TLSv1.3", "TLS_AES_256_GCM_SHA384"))
-        self._transcript.append("--> (TLS)")
+        self._heard("(establishes TLS)")
         return self._run()
 
     def answer(self, reply: Reply) -> Dialogue:
@@ -173,6 +172,10 @@ class Dialogue:
             else:
                 self.expect(*(... if line == "..." else line for line in lines))
         return self.expect()
+
+    def _heard(self, *lines: str) -> None:
+        self._said.clear()
+        self._transcript += [f"--> {line}" for line in lines]
 
     def _run(self) -> Dialogue:
         while (event := self.session.next_event()) is not None:
