@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import KeyPair, Launch, RunningDaemon
+    from tests.e2e.conftest import KeyPair, Launch, RunningDaemon
 
 SENDER = "sender@example.org"
 CLEAR, STARTTLS, IMPLICIT = "clear", "STARTTLS", "implicit TLS"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Launch, RunningDaemon
+    from tests.e2e.conftest import Launch, RunningDaemon
 
 KILLS = 20
 CONNECTIONS = 20
@@ -53,10 +53,9 @@ def content_of(message_id: str) -> bytes:
     """Write a message: one to six kilobytes of any octets but CR and LF, and now and then one that is spooled."""
     lot = random.Random(message_id)
     lines = [b"From: <sender@example.org>", b"X-Id: " + message_id.encode(), b"Subject: load", b""]
-    count = 5000 if lot.random() < 0.01 else lot.randint(10, 80)
-    lines += (
-        b"." * lot.randint(0, 2) + lot.randbytes(lot.randint(0, 80)).translate(None, b"\r\n") for _ in range(count)
-    )
+    for _ in range(5000 if lot.random() < 0.01 else lot.randint(10, 80)):
+        line = lot.randbytes(lot.randint(0, 80)).translate(None, b"\r\n")
+        lines.append(b"." * lot.randint(0, 2) + line)
     return b"\r\n".join([*lines, b""])
 
 
