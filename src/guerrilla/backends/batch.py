@@ -146,6 +146,8 @@ async def _attempt(action: Callable[[Sequence[ItemT]], Awaitable[None]], items: 
         await action(items)
     except Exception as error:
         return error
-    except (asyncio.CancelledError, SystemExit) as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise  # it is the program that is to end
+    except BaseException as error:  # cancelled, by us or from within; SystemExit; the panic of a library in Rust
         return RuntimeError(f"ended by {type(error).__name__}")
     return None

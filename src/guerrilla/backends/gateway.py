@@ -106,7 +106,7 @@ class Gateway:
                 self._state = State.ERROR
                 await self._close_processors()
                 if isinstance(error, Exception):
-                    raise InitializeError(f"{name}: {error or type(error).__name__}") from error
+                    raise InitializeError(f"{name}: {str(error) or type(error).__name__}") from error
                 raise
         self._state = State.INITIALIZED
 
@@ -126,7 +126,7 @@ class Gateway:
 
         What is in flight has its time limit, so this ends.
         """
-        if self._state is State.RUNNING:
+        if self._state is not State.ERROR:
             self._state = State.SHUTTERED
         await self._idle.wait()
         self._save_deadlines.close()
@@ -134,11 +134,8 @@ class Gateway:
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.cancel()
-        if workers:
-            await asyncio.wait(workers)
+        await asyncio.gather(*workers, return_exceptions=True)
         await self._close_processors()
-        if self._state is not State.ERROR:
-            self._state = State.SHUTTERED
 
     def process(self, envelope: Envelope) -> asyncio.Future[Reply]:
         """Take a message into custody. The answer is positive only when every store of the line has kept it."""
@@ -192,20 +189,23 @@ class Gateway:
         try:
             processing: Awaitable[object] = job.process(job.envelope, job.task)
             reply = await processing
-        except asyncio.CancelledError:
-            if job.void:
-                return LOCAL_ERROR
-            if worker.cancelling():
-                raise  # it is the worker itself that is to end
-            self._log.exception("processor was cancelled from within", queued_id=job.envelope.queued_id)
-            return LOCAL_ERROR
         except (KeyboardInterrupt, GeneratorExit):
             raise  # it is the program that is to end
-        except BaseException:  # also SystemExit, and the panic of a library that is written in Rust
-            self._log.exception("processor failed", task=job.task.value, queued_id=job.envelope.queued_id)
+        except BaseException as error:  # also SystemExit, and the panic of a library that is written in Rust
+            if isinstance(error, asyncio.CancelledError) and worker.cancelling():
+                if not job.void:
+                    raise  # it is the worker itself that is to end
+            else:
+                self._log.exception("processor failed", task=job.task.value, queued_id=job.envelope.queued_id)
             return LOCAL_ERROR
         if not isinstance(reply, Reply):
-            self._log.error("processor gave no reply", task=job.task.value, found=repr(reply)[:80], meant="a Reply")
+            self._log.error(
+                "processor gave no reply",
+                task=job.task.value,
+                queued_id=job.envelope.queued_id,
+                found=repr(reply)[:80],
+                meant="a Reply",
+            )
             return LOCAL_ERROR
         if job.void and job.task is Task.SAVE_MAIL and reply.positive:
             self._log.error("kept after its time was over: the client sends it again", queued_id=job.envelope.queued_id)
@@ -213,9 +213,8 @@ class Gateway:
 
     def _expire(self, job: _Job) -> None:
         """Answer at once, and make the work void: RFC 5321 section 4.2.5 forbids to deliver what was answered 4yz."""
-        saving = job.task is Task.SAVE_MAIL
         if not job.answer.done():
-            job.answer.set_result(SAVE_TIMEOUT if saving else STORAGE_TIMEOUT)
+            job.answer.set_result(SAVE_TIMEOUT if job.task is Task.SAVE_MAIL else STORAGE_TIMEOUT)
         job.void = True
         if job.worker is not None:
             job.worker.cancel()

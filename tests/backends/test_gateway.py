@@ -1,0 +1,656 @@
+"""The gateway answers every submission in time, whatever its processors do, and they live and end in order."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+import pytest
+from structlog.testing import LogCapture
+
+from guerrilla.backends.base import CallNext, Decorator, State, Task
+from guerrilla.backends.gateway import CONVEYOR_CAPACITY, Gateway, InitializeError
+from guerrilla.backends.processor import FunctionProcessor, Processor, ProcessorConfig, processor
+from guerrilla.envelope import Address, Envelope
+from guerrilla.smtp.replies import (
+    LOCAL_ERROR,
+    NO_SUCH_USER,
+    NOT_RUNNING,
+    OK,
+    QUOTA_EXCEEDED,
+    RECIPIENT_OK,
+    SAVE_TIMEOUT,
+    STORAGE_TIMEOUT,
+    STORAGE_TOO_BUSY,
+    Reply,
+)
+
+Build: TypeAlias = Callable[..., Gateway]
+Start: TypeAlias = Callable[..., Awaitable[Gateway]]
+ONE: dict[str, Any] = {"save_workers_size": 1}
+LINE_OF = {Task.SAVE_MAIL: "save_process", Task.VALIDATE_RCPT: "validate_process"}
+LIMIT_OF = {Task.SAVE_MAIL: "gw_save_timeout", Task.VALIDATE_RCPT: "gw_val_rcpt_timeout"}
+TIMEOUT_OF = {Task.SAVE_MAIL: SAVE_TIMEOUT, Task.VALIDATE_RCPT: STORAGE_TIMEOUT}
+
+
+def bare(process: Callable[[Envelope, Task], Any]) -> Callable[[], Decorator]:
+    """Make of a process a processor that ends the line: nothing stands between it and the worker."""
+    return lambda: lambda following: process
+
+
+def notes(name: str, diary: list[str], broken: BaseException | None = None) -> type[Processor[ProcessorConfig]]:
+    """Make a processor that writes its life down; ``broken`` is what its initialize raises."""
+
+    class Noting(Processor[ProcessorConfig]):
+        async def initialize(self) -> None:
+            diary.append(f"initialize {name}")
+            if broken is not None:
+                raise broken
+
+        async def shutdown(self) -> None:
+            diary.append(f"shutdown {name}")
+
+        async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
+            diary.append(f"save {name}")
+            return await call_next()
+
+    return Noting
+
+
+def submit(gateway: Gateway, task: Task, envelope: Envelope | None = None) -> asyncio.Future[Reply]:
+    envelope = envelope or Envelope()
+    return gateway.process(envelope) if task is Task.SAVE_MAIL else gateway.validate_rcpt(envelope)
+
+
+def events(records: LogCapture) -> list[str]:
+    return [str(entry["event"]) for entry in records.entries]
+
+
+class Gate:
+    """A processor that holds what comes until it is let through, and counts it."""
+
+    def __init__(self) -> None:
+        self.inside = 0
+        self.most = 0
+        self.entered: asyncio.Queue[Envelope] = asyncio.Queue()
+        self.open = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    @property
+    def processor(self) -> FunctionProcessor:
+        return processor(self._hold)
+
+    async def _hold(self, envelope: Envelope) -> None:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        self.entered.put_nowait(envelope)
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        finally:
+            self.inside -= 1
+
+
+class Stubborn:
+    """A process that takes no notice of its cancellation: it ends when it is told, and answers yes."""
+
+    def __init__(self) -> None:
+        self.cancelled = asyncio.Event()
+        self.end = asyncio.Event()
+
+    async def __call__(self, envelope: Envelope, task: Task) -> Reply:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+        await self.end.wait()
+        return OK
+
+
+# Life
+
+
+async def test_states(built: Build) -> None:
+    """New, initialized, running, shuttered."""
+    gateway = built("HeadersParser")
+    states = [gateway.state]
+    for step in (gateway.initialize, gateway.start, gateway.shutdown):
+        await step()
+        states.append(gateway.state)
+    assert states == [State.NEW, State.INITIALIZED, State.RUNNING, State.SHUTTERED]
+
+
+async def test_order_of_life(built: Build) -> None:
+    """Processors are initialized in order, once however often they are named, and shut down in reverse, once."""
+    diary: list[str] = []
+    gateway = built("A|B|A", {"validate_process": "C|B"}, A=notes("A", diary), B=notes("B", diary), C=notes("C", diary))
+    await gateway.initialize()
+    assert diary == ["initialize A", "initialize B", "initialize C"]
+    await gateway.start()
+    await gateway.process(Envelope())
+    assert diary[3:] == ["save A", "save B", "save A"]
+    await gateway.shutdown()
+    await gateway.shutdown()
+    assert diary[6:] == ["shutdown C", "shutdown B", "shutdown A"]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [(OSError("no database"), "B: no database"), (OSError(), "B: OSError")],
+    ids=["with a text", "without a text"],
+)
+async def test_failed_initialize(built: Build, error: Exception, text: str) -> None:
+    """What was opened is closed in reverse, the one that failed too, and never again; the error says who and why."""
+    diary: list[str] = []
+    gateway = built("A|B|C", A=notes("A", diary), B=notes("B", diary, error), C=notes("C", diary))
+    with pytest.raises(InitializeError) as raised:
+        await gateway.initialize()
+    assert str(raised.value) == text
+    assert raised.value.__cause__ is error
+    assert diary == ["initialize A", "initialize B", "shutdown B", "shutdown A"]
+    assert gateway.state is State.ERROR
+    with pytest.raises(RuntimeError, match="cannot be started: its state is error"):
+        await gateway.start()
+    assert await gateway.process(Envelope()) is NOT_RUNNING
+    await gateway.shutdown()
+    assert len(diary) == 4
+    assert gateway.state is State.ERROR
+
+
+async def test_cancelled_initialize(built: Build) -> None:
+    """An initialize that is cancelled closes what it had opened, and is cancelled."""
+    diary: list[str] = []
+    gateway = built("A|B", A=notes("A", diary), B=notes("B", diary, asyncio.CancelledError()))
+    with pytest.raises(asyncio.CancelledError):
+        await gateway.initialize()
+    assert diary == ["initialize A", "initialize B", "shutdown B", "shutdown A"]
+    assert gateway.state is State.ERROR
+
+
+async def test_failed_shutdown(built: Build, records: LogCapture) -> None:
+    """A processor that cannot be shut down is logged, and the others are shut down all the same."""
+    diary: list[str] = []
+
+    class Broken(Processor[ProcessorConfig]):
+        async def shutdown(self) -> None:
+            raise OSError("it hangs on")
+
+    gateway = built("A|Broken|C", A=notes("A", diary), Broken=Broken, C=notes("C", diary))
+    await gateway.initialize()
+    await gateway.shutdown()
+    assert diary[2:] == ["shutdown C", "shutdown A"]
+    [entry] = records.entries
+    assert (entry["event"], entry["processor"]) == ("processor failed to shut down", "Broken")
+    assert entry["exc_info"]
+
+
+async def test_wrong_order_of_life(built: Build) -> None:
+    """A gateway is not started before it is initialized, and neither is done twice."""
+    gateway = built("HeadersParser")
+    with pytest.raises(RuntimeError, match="cannot be started: its state is new"):
+        await gateway.start()
+    await gateway.initialize()
+    with pytest.raises(RuntimeError, match="cannot be initialized: its state is initialized"):
+        await gateway.initialize()
+    await gateway.start()
+    with pytest.raises(RuntimeError, match="cannot be started: its state is running"):
+        await gateway.start()
+    await gateway.shutdown()
+
+
+async def test_shutdown_of_a_new_one(built: Build) -> None:
+    """A gateway that was never initialized can be shut down: there is nothing to close."""
+    diary: list[str] = []
+    gateway = built("A", A=notes("A", diary))
+    await gateway.shutdown()
+    assert gateway.state is State.SHUTTERED
+    assert diary == []
+
+
+@pytest.mark.parametrize("task", Task)
+async def test_not_running(built: Build, task: Task) -> None:
+    """Before the start and after the shutdown, all is answered 451 4.3.2 at once."""
+    gateway = built("HeadersParser", {"validate_process": "HeadersParser"})
+    assert await submit(gateway, task) is NOT_RUNNING
+    await gateway.initialize()
+    assert await submit(gateway, task) is NOT_RUNNING
+    await gateway.start()
+    assert (await submit(gateway, task)).positive
+    await gateway.shutdown()
+    assert await submit(gateway, task) is NOT_RUNNING
+    assert (NOT_RUNNING.code, NOT_RUNNING.enhanced) == (451, "4.3.2")
+
+
+async def test_logger_of_a_processor(built: Build, records: LogCapture) -> None:
+    """A processor writes to the log of its gateway, with its name, from initialize on."""
+
+    class Talking(Processor[ProcessorConfig]):
+        async def initialize(self) -> None:
+            self.log.info("hello")
+
+    gateway = built("talking", Talking=Talking)
+    await gateway.initialize()
+    assert records.entries == [{"event": "hello", "log_level": "info", "processor": "Talking"}]
+    await gateway.shutdown()
+
+
+# Submissions
+
+
+async def test_answers(running: Start) -> None:
+    """What passes the line is answered with its queue id; what a processor answers reaches the client."""
+
+    @processor
+    async def full(envelope: Envelope) -> Reply | None:
+        return QUOTA_EXCEEDED if envelope.helo == "full" else None
+
+    gateway = await running("Full", Full=full)
+    envelope = Envelope()
+    assert str(await gateway.process(envelope)) == f"250 2.0.0 OK: queued as {envelope.queued_id}"
+    assert await gateway.process(Envelope(helo="full")) is QUOTA_EXCEEDED
+
+
+async def test_stamps(running: Start) -> None:
+    """Each submission gets a queue id of its own, of 32 hexadecimal digits, and its time; also the same envelope."""
+    gateway = await running("HeadersParser")
+    before = datetime.now(UTC)
+    ids = set()
+    envelope = Envelope()
+    for _ in range(1000):
+        await gateway.process(envelope)
+        assert re.fullmatch("[0-9a-f]{32}", envelope.queued_id)
+        ids.add(envelope.queued_id)
+    assert len(ids) == 1000
+    assert before <= envelope.received_at <= datetime.now(UTC)
+
+
+async def test_validates_the_last_recipient(running: Start) -> None:
+    """RCPT is answered by validate_process; save_process has no part in it, nor has it in DATA."""
+    diary: list[str] = []
+
+    @processor
+    async def only_joe(envelope: Envelope) -> Reply | None:
+        diary.append(str(envelope.rcpt_to[-1]))
+        return None if envelope.rcpt_to[-1].user == "joe" else NO_SUCH_USER
+
+    gateway = await running("A", {"validate_process": "Joe"}, Joe=only_joe, A=notes("A", diary))
+    assert gateway.validates
+    envelope = Envelope(rcpt_to=[Address("joe", "example.com")])
+    assert await gateway.validate_rcpt(envelope) is RECIPIENT_OK
+    envelope.rcpt_to.append(Address("ann", "example.com"))
+    assert await gateway.validate_rcpt(envelope) is NO_SUCH_USER
+    await gateway.process(envelope)
+    assert diary == ["initialize A", "joe@example.com", "ann@example.com", "save A"]
+    assert envelope.queued_id
+
+
+async def test_without_a_validate_process(running: Start) -> None:
+    """Then nobody needs to ask; who asks is told yes, and no processor hears of it."""
+    seen: list[Envelope] = []
+
+    @processor
+    async def noting(envelope: Envelope) -> None:
+        seen.append(envelope)
+
+    gateway = await running("Noting", Noting=noting)
+    assert not gateway.validates
+    assert await gateway.validate_rcpt(Envelope()) is RECIPIENT_OK
+    assert seen == []
+
+
+async def test_workers_work_at_the_same_time(running: Start) -> None:
+    """As many as there are workers are worked on at a time, and never more."""
+    gate = Gate()
+    gateway = await running("Gate", {"save_workers_size": 3}, Gate=gate.processor)
+    answers = [gateway.process(Envelope()) for _ in range(10)]
+    for _ in range(3):
+        await gate.entered.get()
+    assert gate.inside == 3
+    gate.open.set()
+    assert all(reply.positive for reply in await asyncio.gather(*answers))
+    assert gate.most == 3
+
+
+async def test_in_the_order_of_their_coming(running: Start) -> None:
+    """One worker takes what waits in the order in which it came."""
+    gate = Gate()
+    gate.open.set()
+    gateway = await running("Gate", ONE, Gate=gate.processor)
+    envelopes = [Envelope() for _ in range(5)]
+    await asyncio.gather(*[gateway.process(envelope) for envelope in envelopes])
+    assert [gate.entered.get_nowait() for _ in envelopes] == envelopes
+
+
+async def test_full_conveyor(running: Start) -> None:
+    """What finds the conveyor full is told at once that we are too busy; what is on it is answered in its turn."""
+    gateway = await running("HeadersParser", {**ONE, "gw_save_timeout": "1h"})
+    answers = [gateway.process(Envelope()) for _ in range(CONVEYOR_CAPACITY)]
+    refused = gateway.process(Envelope())
+    assert refused.done()
+    assert await refused is STORAGE_TOO_BUSY
+    assert STORAGE_TOO_BUSY.temporary
+    assert all(reply.positive for reply in await asyncio.gather(*answers))
+    assert (await gateway.process(Envelope())).positive
+
+
+async def test_two_gateways(running: Start) -> None:
+    """Two gateways do not know of each other: one that hangs or has ended does not touch the other."""
+    gate = Gate()
+    one = await running("Gate", ONE, Gate=gate.processor)
+    other = await running("HeadersParser", ONE)
+    answer = one.process(Envelope())
+    await gate.entered.get()
+    assert (await other.process(Envelope())).positive
+    await other.shutdown()
+    assert one.state is State.RUNNING
+    gate.open.set()
+    assert (await answer).positive
+
+
+# What a processor may do
+
+
+class Panic(BaseException):
+    """What a library that is written in Rust raises."""
+
+
+async def cancelled_from_within() -> None:
+    inner = asyncio.create_task(asyncio.Event().wait())
+    inner.cancel()
+    await inner
+
+
+@pytest.mark.parametrize("task", Task)
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), ValueError(""), SystemExit(), Panic(), None], ids=lambda error: repr(error)
+)
+async def test_raising(running: Start, records: LogCapture, task: Task, error: BaseException | None) -> None:
+    """Whatever a processor raises, the client is told 451, the log the cause, and the worker lives on."""
+
+    async def process(envelope: Envelope, task: Task) -> Reply:
+        if envelope.helo == "bad":
+            if error is None:
+                await cancelled_from_within()
+            else:
+                raise error
+        return OK
+
+    gateway = await running("Bad", {**ONE, "validate_process": "Bad"}, Bad=bare(process))
+    assert await submit(gateway, task, Envelope(helo="bad")) is LOCAL_ERROR
+    assert (LOCAL_ERROR.code, LOCAL_ERROR.enhanced) == (451, "4.3.0")
+    [entry] = records.entries
+    assert entry["exc_info"]
+    assert (entry["event"], entry["task"]) == ("processor failed", task.value)
+    assert await submit(gateway, task) is OK
+
+
+async def test_a_hook_that_is_not_asynchronous(running: Start, records: LogCapture) -> None:
+    """A hook that raises when it is called, before there is anything to await, costs no worker either."""
+
+    def process(envelope: Envelope, task: Task) -> Awaitable[Reply]:
+        raise TypeError("save_mail() takes 1 positional argument but 2 were given")
+
+    gateway = await running("Bad", ONE, Bad=bare(process))
+    for _ in range(2):
+        assert await gateway.process(Envelope()) is LOCAL_ERROR
+    assert events(records) == ["processor failed"] * 2
+
+
+@pytest.mark.parametrize("found", [None, "250 OK", True, b"x" * 1000])
+async def test_no_reply(running: Start, records: LogCapture, found: object) -> None:
+    """What is no Reply is answered 451; the log says what was found, in short, and what was meant."""
+
+    async def process(envelope: Envelope, task: Task) -> object:
+        return found if envelope.helo == "bad" else OK
+
+    gateway = await running("Bad", ONE, Bad=bare(process))
+    envelope = Envelope(helo="bad")
+    assert await gateway.process(envelope) is LOCAL_ERROR
+    assert records.entries == [
+        {
+            "event": "processor gave no reply",
+            "log_level": "error",
+            "task": "save mail",
+            "queued_id": envelope.queued_id,
+            "found": repr(found)[:80],
+            "meant": "a Reply",
+        }
+    ]
+    assert await gateway.process(Envelope()) is OK
+
+
+def test_an_interrupt_ends_the_program(built: Build) -> None:
+    """KeyboardInterrupt in a processor is not swallowed."""
+
+    async def process(envelope: Envelope, task: Task) -> Reply:
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        gateway = built("Bad", ONE, Bad=bare(process))
+        await gateway.initialize()
+        await gateway.start()
+        await gateway.process(Envelope())
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
+
+
+# Time
+
+
+@pytest.mark.parametrize("task", Task)
+async def test_time_limit(running: Start, records: LogCapture, task: Task) -> None:
+    """When the time is over, the processor is cancelled, the client is told 451, and the worker serves the next."""
+    gate = Gate()
+    other = Task.SAVE_MAIL if task is Task.VALIDATE_RCPT else Task.VALIDATE_RCPT
+    keys = {**ONE, "validate_process": "HeadersParser", LINE_OF[task]: "Gate", LIMIT_OF[task]: "10ms"}
+    gateway = await running(keys.pop("save_process", "HeadersParser"), keys, Gate=gate.processor)
+    envelope = Envelope()
+    answer = submit(gateway, task, envelope)
+    assert await answer is TIMEOUT_OF[task]
+    assert (await answer).code == 451
+    await gate.cancelled.wait()
+    assert (await submit(gateway, other)).positive
+    assert records.entries == [
+        {"event": "time is over", "log_level": "warning", "task": task.value, "queued_id": envelope.queued_id}
+    ]
+
+
+async def test_time_limit_covers_the_wait_for_a_worker(running: Start) -> None:
+    """What finds no worker in time is told so, and never reaches a processor; the one at work is not disturbed."""
+    gate = Gate()
+    diary: list[str] = []
+    keys = {**ONE, "validate_process": "Gate", "gw_val_rcpt_timeout": "1h", "gw_save_timeout": "10ms"}
+    gateway = await running("A", keys, Gate=gate.processor, A=notes("A", diary))
+    slow = gateway.validate_rcpt(Envelope())
+    await gate.entered.get()
+    assert await gateway.process(Envelope()) is SAVE_TIMEOUT
+    assert not slow.done()
+    gate.open.set()
+    assert await slow is RECIPIENT_OK
+    await gateway.shutdown()
+    assert diary == ["initialize A", "shutdown A"]
+
+
+@pytest.mark.parametrize("task", Task)
+async def test_a_processor_that_will_not_end(running: Start, records: LogCapture, task: Task) -> None:
+    """The client has its answer while the processor still hangs; its late yes is logged, and goes to nobody else."""
+    stubborn = Stubborn()
+    other = Task.SAVE_MAIL if task is Task.VALIDATE_RCPT else Task.VALIDATE_RCPT
+    keys = {**ONE, "validate_process": "Next", LINE_OF[task]: "Stubborn", LIMIT_OF[task]: "10ms", LIMIT_OF[other]: "1h"}
+
+    async def busy(envelope: Envelope, task: Task) -> Reply:
+        await asyncio.sleep(0)  # a cancellation that was left over would strike here
+        return QUOTA_EXCEEDED
+
+    gateway = await running(keys.pop("save_process", "Next"), keys, Stubborn=bare(stubborn), Next=bare(busy))
+    assert await submit(gateway, task) is TIMEOUT_OF[task]
+    await stubborn.cancelled.wait()
+    following = submit(gateway, other)
+    stubborn.end.set()
+    assert await following is QUOTA_EXCEEDED
+    late = ["kept after its time was over: the client sends it again"] if task is Task.SAVE_MAIL else []
+    assert events(records) == ["time is over", *late]
+
+
+async def test_a_processor_that_refuses_too_late(running: Start, records: LogCapture) -> None:
+    """A no that comes too late is in order: nothing was kept."""
+    gate = Gate()
+
+    async def process(envelope: Envelope, task: Task) -> Reply:
+        try:
+            await gate.open.wait()
+        except asyncio.CancelledError:
+            gate.cancelled.set()
+        return QUOTA_EXCEEDED
+
+    gateway = await running("Bad", {**ONE, "gw_save_timeout": "10ms"}, Bad=bare(process))
+    assert await gateway.process(Envelope()) is SAVE_TIMEOUT
+    await gate.cancelled.wait()
+    await gateway.shutdown()
+    assert events(records) == ["time is over"]
+
+
+async def test_a_processor_with_a_time_limit_of_its_own(running: Start, records: LogCapture) -> None:
+    """A processor may use asyncio.timeout() itself: the gateway takes that for an error, and for nothing else."""
+
+    async def process(envelope: Envelope, task: Task) -> Reply:
+        async with asyncio.timeout(0):
+            await asyncio.Event().wait()
+        return OK
+
+    gateway = await running("Bad", ONE, Bad=bare(process))
+    for _ in range(2):
+        assert await gateway.process(Envelope()) is LOCAL_ERROR
+    assert events(records) == ["processor failed"] * 2
+
+
+# Answers that nobody waits for
+
+
+async def test_answer_cancelled_while_it_waits(running: Start) -> None:
+    """What waits for a worker when its answer is cancelled never reaches a processor."""
+    gate = Gate()
+    gateway = await running("Gate", ONE, Gate=gate.processor)
+    first = gateway.process(Envelope())
+    await gate.entered.get()
+    gateway.process(Envelope()).cancel()
+    last = Envelope()
+    answer = gateway.process(last)
+    gate.open.set()
+    await asyncio.gather(first, answer)
+    assert gate.entered.get_nowait() is last
+
+
+async def test_answer_cancelled_while_it_is_worked_on(running: Start) -> None:
+    """What is under way goes on to its end, and its worker lives on."""
+    gate = Gate()
+    diary: list[str] = []
+    gateway = await running("Gate|A", ONE, Gate=gate.processor, A=notes("A", diary))
+    answer = gateway.process(Envelope())
+    await gate.entered.get()
+    answer.cancel()
+    gate.open.set()
+    assert (await gateway.process(Envelope())).positive
+    assert diary == ["initialize A", "save A", "save A"]
+
+
+async def test_answer_cancelled_and_time_over(running: Start) -> None:
+    """What nobody waits for has its time limit all the same."""
+    gate = Gate()
+    gateway = await running("Gate", {**ONE, "gw_save_timeout": "10ms"}, Gate=gate.processor)
+    answer = gateway.process(Envelope())
+    await gate.entered.get()
+    answer.cancel()
+    await gate.cancelled.wait()
+    assert answer.cancelled()
+
+
+# The end
+
+
+async def test_shutdown_waits(running: Start) -> None:
+    """What was submitted before the shutdown comes to its answer, also what waits for a worker; nothing new does."""
+    gate = Gate()
+    diary: list[str] = []
+    gateway = await running("Gate|A", ONE, Gate=gate.processor, A=notes("A", diary))
+    answers = [gateway.process(Envelope()) for _ in range(3)]
+    await gate.entered.get()
+    ending = asyncio.create_task(gateway.shutdown())
+    await asyncio.sleep(0)
+    assert await gateway.process(Envelope()) is NOT_RUNNING
+    assert not ending.done()
+    gate.open.set()
+    assert all(reply.positive for reply in await asyncio.gather(*answers))
+    await ending
+    assert diary == ["initialize A", "save A", "save A", "save A", "shutdown A"]
+
+
+async def test_shutdown_ends_by_the_time_limit(running: Start) -> None:
+    """A processor that hangs does not hold the shutdown longer than the time limit."""
+    gate = Gate()
+    gateway = await running("Gate", {**ONE, "gw_save_timeout": "10ms"}, Gate=gate.processor)
+    answer = gateway.process(Envelope())
+    await gateway.shutdown()
+    assert await answer is SAVE_TIMEOUT
+
+
+async def test_shutdown_waits_for_work_that_was_made_void(running: Start) -> None:
+    """A processor that is still at work when its client has been answered is not shut down under its hands."""
+    stubborn = Stubborn()
+    diary: list[str] = []
+    keys = {**ONE, "gw_save_timeout": "10ms"}
+    gateway = await running("A|Stubborn", keys, A=notes("A", diary), Stubborn=bare(stubborn))
+    assert await gateway.process(Envelope()) is SAVE_TIMEOUT
+    ending = asyncio.create_task(gateway.shutdown())
+    await stubborn.cancelled.wait()
+    await asyncio.sleep(0)
+    assert diary == ["initialize A", "save A"]
+    stubborn.end.set()
+    await ending
+    assert diary == ["initialize A", "save A", "shutdown A"]
+
+
+async def test_shutdown_ends_the_workers(running: Start) -> None:
+    """After the shutdown no task of the gateway is left."""
+    before = asyncio.all_tasks()
+    gateway = await running("HeadersParser", {"save_workers_size": 3})
+    await gateway.process(Envelope())
+    workers = asyncio.all_tasks() - before
+    assert {task.get_name() for task in workers} == {"worker 1", "worker 2", "worker 3"}
+    await gateway.shutdown()
+    assert asyncio.all_tasks() == before
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_end_of_the_event_loop(built: Build, stubborn: bool) -> None:
+    """When the event loop ends under a gateway at work, its workers end, though a processor will not."""
+    gate = Gate()
+    workers: Sequence[asyncio.Task[Any]] = ()
+
+    async def process(envelope: Envelope, task: Task) -> Reply:
+        gate.entered.put_nowait(envelope)
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if not stubborn:
+                raise
+        await asyncio.sleep(0)
+        return OK
+
+    async def main() -> None:
+        nonlocal workers
+        gateway = built("Bad", ONE, Bad=bare(process))
+        await gateway.initialize()
+        await gateway.start()
+        workers = [task for task in asyncio.all_tasks() if task.get_name() == "worker 1"]
+        gateway.process(Envelope())
+        await gate.entered.get()
+
+    asyncio.run(main())
+    assert [worker.cancelled() for worker in workers] == [not stubborn]
