@@ -39,6 +39,8 @@ try:
 except ImportError:
     from asyncio import new_event_loop  # type: ignore[assignment]
 
+DESCRIPTORS_PER_CLIENT: Final = 2
+"""Its socket, and the file of a large message."""
 DESCRIPTORS_APART: Final = 64
 """File descriptors that are needed beside those of the clients: stores, logs, the loop itself."""
 
@@ -75,9 +77,11 @@ class Daemon:
         self._given_backend = backend
         self._given_log = log
         self._logs: dict[str, Log] = {}
-        self._gateway: Gateway | None = None
         self._servers: list[Server] = []
         self._running = False
+        # What is opened is put on the stack, to be closed in reverse order; these three are made anew by each start.
+        self._opened = contextlib.AsyncExitStack()
+        self._closing = asyncio.Lock()
         self._hurry = asyncio.Event()
 
     def add_processor(self, name: str, factory: Factory) -> None:
@@ -103,10 +107,11 @@ class Daemon:
         if self._running:
             raise StartError("the daemon is already running")
         self._running = True
+        self._opened, self._closing, self._hurry = contextlib.AsyncExitStack(), asyncio.Lock(), asyncio.Event()
         try:
             await self._open()
         except BaseException:
-            await self._close(drain=False)
+            await self._close()
             raise
 
     async def shutdown(self) -> None:
@@ -114,7 +119,7 @@ class Daemon:
 
         What has not ended after ``shutdown_timeout`` is told 421 and cut off. May be called more than once.
         """
-        await self._close(drain=True)
+        await self._close()
 
     def hurry(self) -> None:
         """Cut a shutdown short: what is still under way is told 421 and cut off now."""
@@ -148,19 +153,19 @@ class Daemon:
         started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
 
         async def live() -> None:
-            try:
-                await self.start()
-            except BaseException as error:
-                started.set_exception(error)
-                return
             ending = asyncio.Event()
-            started.set_result((asyncio.get_running_loop(), ending))
-            await ending.wait()
-            await self.shutdown()
+            async with self:
+                started.set_result((asyncio.get_running_loop(), ending))
+                await ending.wait()
 
         def body() -> None:
-            with asyncio.Runner(loop_factory=new_event_loop) as runner:
-                runner.run(live())
+            try:
+                with asyncio.Runner(loop_factory=new_event_loop) as runner:
+                    runner.run(live())
+            except BaseException as error:
+                if started.done():
+                    raise
+                started.set_exception(error)
 
         thread = threading.Thread(target=body, name="guerrilla")
         thread.start()
@@ -186,11 +191,10 @@ class Daemon:
         for number in signals:
             loop.add_signal_handler(number, end)
         try:
-            await self.start()
-            if on_started is not None:
-                on_started(self)
-            await ending.wait()
-            await self.shutdown()
+            async with self:
+                if on_started is not None:
+                    on_started(self)
+                await ending.wait()
         finally:
             for number in signals:
                 loop.remove_signal_handler(number)
@@ -199,9 +203,11 @@ class Daemon:
 
     async def _open(self) -> None:
         log = self._log(self.config.log_file)
-        self._hurry.clear()
         self._raise_descriptor_limit(log)
-        backend = self._given_backend or self._build_gateway(log)
+        gateway = None
+        backend = self._given_backend
+        if backend is None:
+            backend = gateway = self._build_gateway(log)
         spool = self._open_spool()
         try:
             hosts = AllowedHosts(self.config.allowed_hosts or [socket.gethostname()])
@@ -212,12 +218,13 @@ class Daemon:
                 self._bind(config, hosts, backend, spool)
         if not self._servers:
             raise StartError("servers: not one is enabled")
-        if self._gateway is not None:
+        if gateway is not None:
             try:
-                await self._gateway.initialize()
+                await gateway.initialize()
             except InitializeError as error:
                 raise StartError(str(error)) from error
-            await self._gateway.start()
+            await gateway.start()
+        self._opened.push_async_callback(self._drain)
         for server in self._servers:
             server.start()
             host, port = server.address
@@ -231,8 +238,9 @@ class Daemon:
             raise ConfigError(error.problems, self.config.source) from None
         for problem in dict.fromkeys((*self.config.warnings, *self.registry.check(self.config.backend_config))):
             log.warning("configuration", problem=str(problem))
-        self._gateway = Gateway(line, log)
-        return self._gateway
+        gateway = Gateway(line, log)
+        self._opened.push_async_callback(gateway.shutdown)
+        return gateway
 
     def _open_spool(self) -> Spool:
         config = self.config
@@ -247,27 +255,30 @@ class Daemon:
         log = self._log(config.log_file or self.config.log_file)
         try:
             server = Server(config, hosts=hosts, backend=backend, spool=spool, log=log)
-            self._servers.append(server)
             server.bind()
         except TLSError as error:
             raise StartError(f"server {config.listen_interface}: {error}") from error
         except OSError as error:
-            self._servers.pop()
             raise StartError(f"server {config.listen_interface}: cannot listen: {_why(error)}") from error
+        self._opened.push_async_callback(server.close)
+        self._servers.append(server)
 
     def _log(self, path: str) -> FilteringBoundLogger:
         if self._given_log is not None:
             return self._given_log
         if path not in self._logs:
             try:
-                self._logs[path] = Log(path, self.config.log_level, self.config.log_format)
+                log = Log(path, self.config.log_level, self.config.log_format)
             except OSError as error:
                 raise StartError(f"log_file {path!r}: {error.strerror}") from error
+            self._opened.callback(log.close)
+            self._logs[path] = log
         return self._logs[path].logger
 
     def _raise_descriptor_limit(self, log: FilteringBoundLogger) -> None:
         """Ask the system for as many file descriptors as there can be clients."""
-        needed = sum(server.max_clients for server in self.config.servers if server.is_enabled) + DESCRIPTORS_APART
+        clients = sum(server.max_clients for server in self.config.servers if server.is_enabled)
+        needed = clients * DESCRIPTORS_PER_CLIENT + DESCRIPTORS_APART
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft >= needed or soft == resource.RLIM_INFINITY:
             return
@@ -277,46 +288,39 @@ class Daemon:
             log.warning("max_clients is more than the system allows", needed=needed, limit=most)
 
     def _write_pid_file(self, log: FilteringBoundLogger) -> None:
-        if self.config.pid_file:
-            try:
-                Path(self.config.pid_file).write_text(f"{os.getpid()}\n", encoding="ascii")
-            except OSError as error:
-                log.warning("cannot write the pid file", pid_file=self.config.pid_file, cause=error.strerror)
+        if not self.config.pid_file:
+            return
+        try:
+            Path(self.config.pid_file).write_text(f"{os.getpid()}\n", encoding="ascii")
+        except OSError as error:
+            log.warning("cannot write the pid file", pid_file=self.config.pid_file, cause=error.strerror)
+            return
+        self._opened.callback(self._remove_pid_file)
 
     # Closing, in reverse.
 
-    async def _close(self, *, drain: bool) -> None:
-        if not self._running:
-            return
-        self._remove_pid_file()
-        for server in self._servers:
-            server.stop_accepting()
-        if drain:
-            await self._drain()
-        for server in self._servers:
-            await server.close()
-        self._servers = []
-        if self._gateway is not None:
-            await self._gateway.shutdown()
-            self._gateway = None
-        for log in self._logs.values():
-            log.close()
-        self._logs = {}
-        self._running = False
+    async def _close(self) -> None:
+        async with self._closing:  # who comes second waits for the first
+            try:
+                await self._opened.aclose()
+            finally:
+                self._servers = []
+                self._logs = {}
+                self._running = False
 
     async def _drain(self) -> None:
-        """Wait until all transactions have ended, but not longer than allowed."""
-        drains = [asyncio.create_task(server.drain()) for server in self._servers]
+        """Accept nothing more, and wait until all transactions have ended, but not longer than allowed."""
+        everyone = asyncio.gather(*(server.drain() for server in self._servers))
         hurry = asyncio.create_task(self._hurry.wait())
-        everyone = asyncio.gather(*drains)
-        await asyncio.wait((everyone, hurry), timeout=self.config.shutdown_timeout, return_when=asyncio.FIRST_COMPLETED)
-        hurry.cancel()
-        everyone.cancel()
-        await asyncio.gather(hurry, everyone, return_exceptions=True)
+        ends = (everyone, hurry)
+        try:
+            await asyncio.wait(ends, timeout=self.config.shutdown_timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            hurry.cancel()
+            everyone.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
 
     def _remove_pid_file(self) -> None:
-        if not self.config.pid_file:
-            return
         path = Path(self.config.pid_file)
         with contextlib.suppress(OSError, ValueError):
             if path.read_text(encoding="ascii").strip() == str(os.getpid()):  # another's is not ours to remove
@@ -326,7 +330,7 @@ class Daemon:
 def _why(error: OSError) -> str:
     """Say what to do about the two errors that everybody meets."""
     if isinstance(error, PermissionError):
-        return f"{error.strerror}; ports below 1024 need root, or the capability CAP_NET_BIND_SERVICE"
+        return f"{os.strerror(errno.EACCES)}; ports below 1024 need root, or the capability CAP_NET_BIND_SERVICE"
     if error.errno == errno.EADDRINUSE:
-        return f"{error.strerror}; another server is running there"
+        return f"{os.strerror(errno.EADDRINUSE)}; another server is running there"
     return str(error.strerror or error)

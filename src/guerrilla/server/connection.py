@@ -7,8 +7,9 @@ all; time limits are looked at by the server's sweep. A connection is its transp
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Final, cast
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from guerrilla.envelope import Envelope, TLSInfo
 from guerrilla.smtp.events import (
@@ -39,13 +40,13 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_asked_at", "_blocked", "_content_since", "_early", "_handshaking", "_loop", "_over", "_paused", "_received",
-        "_refusal", "_remote_ip", "_remote_port", "_server", "_session", "_since", "_tls", "_transport",
+        "_refusal", "_remote_port", "_server", "_session", "_since", "_tls", "_transport", "remote_ip",
     )  # fmt: skip
 
     def __init__(self, server: Server, remote_ip: str, remote_port: int, refusal: Reply | None = None) -> None:
         self._server = server
         self._loop = server.loop
-        self._remote_ip = remote_ip
+        self.remote_ip = remote_ip
         self._remote_port = remote_port
         self._refusal = refusal
         self._transport: asyncio.Transport | None = None
@@ -63,16 +64,34 @@ class Connection(asyncio.BufferedProtocol):
         self._blocked = False
         self._paused = False
 
+    @property
+    def refused(self) -> bool:
+        """Whether it is one too many."""
+        return self._refusal is not None
+
     # The transport's calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet, or begin with TLS where that is always on."""
+        """Greet. Where TLS is always on, the handshake is over."""
         self._transport = cast(asyncio.Transport, transport)
-        self._server.connections.add(self)
-        if self._server.tls_always_on:
-            self._start_tls()
-        else:
-            self._greet()
+        if self._refusal is not None:
+            self._transport.write(self._refusal.wire)
+            self._close(linger=True)
+            return
+        secured = transport.get_extra_info("ssl_object")
+        if secured is not None:
+            self._tls = _tls_info(secured)
+        self._session = Session(
+            self._server.settings,
+            self._server,
+            remote_ip=self.remote_ip,
+            remote_port=self._remote_port,
+            server=self._server.name,
+            tls=self._tls,
+        )
+        if self._server.draining:
+            self._session.drain()
+        self._advance()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Lend the buffer that all connections read into: what comes is taken out of it before the next read."""
@@ -94,12 +113,15 @@ class Connection(asyncio.BufferedProtocol):
         self._advance(talking=True)
 
     def eof_received(self) -> bool:
-        """Work off what the client has sent before it ended; keep the connection while an answer is out."""
-        if self._session is None or self._over:
+        """Work off what the client has sent before it ended; keep the connection until the last answer is sent.
+
+        TLS knows no such half-closed connection: there the last answers go nowhere.
+        """
+        if self._session is None or self._over or self._handshaking:
             return False
         self._session.receive_eof()
         self._advance()
-        return self._session.asking and self._tls is None
+        return not self._over and self._tls is None
 
     def pause_writing(self) -> None:
         """The client does not read its replies: parse no more until it does."""
@@ -114,9 +136,9 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the client. A message that it had sent to its end is still kept: its answer only goes nowhere."""
         self._over = True
-        if self._session is not None:
-            self._session.close()
-        self._server.forget(self, self._remote_ip, counted=self._refusal is None)
+        if self._session is not None and not self._session.asking:
+            self._session.close()  # else what the message holds is given back with the answer
+        self._server.forget(self)
 
     # What the server calls.
 
@@ -161,22 +183,6 @@ class Connection(asyncio.BufferedProtocol):
 
     # The dialogue.
 
-    def _greet(self) -> None:
-        assert self._transport is not None
-        if self._refusal is not None:
-            self._transport.write(self._refusal.wire)
-            self._close(linger=True)
-            return
-        self._session = Session(
-            self._server.settings,
-            self._server,
-            remote_ip=self._remote_ip,
-            remote_port=self._remote_port,
-            server=self._server.name,
-            tls=self._tls,
-        )
-        self._advance()
-
     def _advance(self, *, talking: bool = False) -> None:
         """Handle what the session has to tell, send what it has to say, and see that it is not fed too fast."""
         session = self._session
@@ -187,18 +193,18 @@ class Connection(asyncio.BufferedProtocol):
             if event is None:
                 break
             if isinstance(event, MessageReceived):
-                self._ask(self._server.backend.process(event.envelope), event.envelope)
+                self._ask(self._server.backend.process, event.envelope, log=True)
             elif isinstance(event, RcptReceived):
-                self._ask(self._server.backend.validate_rcpt(event.envelope), None)
+                self._ask(self._server.backend.validate_rcpt, event.envelope, log=False)
             elif isinstance(event, CommandRefused):
                 self._server.log.debug(
-                    "command refused", client=self._remote_ip, line=event.line, reply=str(event.reply)
+                    "command refused", client=self.remote_ip, line=event.line, reply=str(event.reply)
                 )
             elif isinstance(event, MessageRefused):
                 self._log_message(event.envelope, event.size, event.reply, 0.0)
             elif isinstance(event, TLSRequested):
                 self._flush(session)
-                self._start_tls()
+                self._start_tls(session)
                 return
             elif isinstance(event, Closed):
                 self._flush(session)
@@ -238,73 +244,88 @@ class Connection(asyncio.BufferedProtocol):
         owed = (now - self._content_since - self._server.timeout) * self._server.min_data_rate
         return self._received < owed
 
-    def _ask(self, answer: Awaitable[Reply], envelope: Envelope | None) -> None:
-        """Wait for the backend's answer. ``envelope`` is given when it is about a message, for the log."""
+    def _ask(self, question: Callable[[Envelope], Awaitable[Reply]], envelope: Envelope, *, log: bool) -> None:
+        """Put a question to the backend; ``_answered`` is called once it has an answer."""
         self._asked_at = self._loop.time()
-        future = answer if isinstance(answer, asyncio.Future) else self._loop.create_task(_awaited(answer))
-        future.add_done_callback(lambda done: self._answered(done, envelope))
-
-    def _answered(self, done: asyncio.Future[Reply], envelope: Envelope | None) -> None:
-        reply = LOCAL_ERROR
-        if not done.cancelled():
-            error = done.exception()
-            if error is None:
-                reply = done.result()
+        answer: asyncio.Future[Any]
+        try:
+            promise = question(envelope)
+        except Exception as error:
+            answer = self._loop.create_future()
+            answer.set_exception(error)
+        else:
+            if isinstance(promise, asyncio.Future):
+                answer = promise
             else:
-                self._server.log.error("backend failed", exc_info=error)
-        if envelope is not None:
+                answer = self._loop.create_task(_awaited(promise))
+                self._server.keep(answer)
+        answer.add_done_callback(lambda done: self._answered(done, envelope, log=log))
+
+    def _answered(self, done: asyncio.Future[Any], envelope: Envelope, *, log: bool) -> None:
+        try:
+            reply = done.result()
+            if not isinstance(reply, Reply):
+                raise TypeError(f"the backend answered {reply!r}, which is no Reply")
+        except (Exception, asyncio.CancelledError) as error:
+            self._server.log.error("backend failed", queued_id=envelope.queued_id, exc_info=error)
+            reply = LOCAL_ERROR
+        if log:
             self._log_message(envelope, len(envelope.data), reply, self._loop.time() - self._asked_at)
         session = self._session
         if session is not None and session.asking:
             session.reply(reply)
             self._advance(talking=True)
 
-    # TLS.
+    # STARTTLS.
 
-    def _start_tls(self) -> None:
+    def _start_tls(self, session: Session) -> None:
         assert self._transport is not None
         # What is still on its way in clear must meet the handshake, and fail it (RFC 3207 section 5).
         self._transport.pause_reading()
         self._handshaking = True
-        self._server.keep(self._loop.create_task(self._handshake(self._transport)))
+        self._server.keep(self._loop.create_task(self._handshake(self._transport, session)))
 
-    async def _handshake(self, transport: asyncio.Transport) -> None:
+    async def _handshake(self, transport: asyncio.Transport, session: Session) -> None:
         context = self._server.tls_context
         assert context is not None
-        timeout = min(HANDSHAKE_TIMEOUT, self._server.timeout)
+        if transport.is_closing():
+            return  # the client has gone; start_tls would wait for ever
+        encrypted: asyncio.Transport | None = None
         try:
             encrypted = await self._loop.start_tls(
-                transport, self, context, server_side=True, ssl_handshake_timeout=timeout, ssl_shutdown_timeout=LINGER
+                transport,
+                self,
+                context,
+                server_side=True,
+                ssl_handshake_timeout=self._server.handshake_timeout,
+                ssl_shutdown_timeout=LINGER,
             )
-        except (OSError, EOFError) as error:
+        except OSError as error:
             # ssl.SSLError and the deadline's ConnectionAbortedError are among them.
-            self._server.log.info("TLS handshake failed", client=self._remote_ip, cause=str(error))
-            transport.abort()
-            return
+            self._server.log.info("TLS handshake failed", client=self.remote_ip, cause=str(error))
+        finally:
+            if encrypted is None:
+                transport.abort()
+                self.connection_lost(None)  # of a connection that is lost in its handshake the loop does not tell
         if encrypted is None or self._over:
-            return  # the client has gone meanwhile
+            return
         self._handshaking = False
         self._transport = encrypted
-        secured = encrypted.get_extra_info("ssl_object")
-        self._tls = TLSInfo(secured.version() or "", secured.cipher()[0])
+        self._tls = tls = _tls_info(encrypted.get_extra_info("ssl_object"))
         self._since = self._loop.time()
-        early, self._early = self._early, b""
-        if self._session is None:
-            self._greet()
-        else:
-            self._session.tls_established(self._tls)
-        if self._session is not None:
-            self._session.receive_data(early)
-            self._advance(talking=True)
+        session.tls_established(tls)
+        session.receive_data(self._early)
+        self._early = b""
+        self._advance(talking=True)
 
     # The end.
 
     def _end(self, reply: Reply) -> None:
         """Have the last word. What was asked of the backend goes on; its answer goes nowhere."""
-        if self._session is not None:
-            self._session.close(reply)
-            self._blocked = False
-            self._advance()
+        assert self._session is not None
+        self._session.close(reply)
+        self._blocked = False
+        self._advance()
 
     def _close(self, *, linger: bool) -> None:
         assert self._transport is not None
@@ -314,9 +335,10 @@ class Connection(asyncio.BufferedProtocol):
             self._paused = False
             self._transport.resume_reading()
         if linger and self._transport.can_write_eof():
-            self._transport.write_eof()
-        else:
-            self._transport.close()
+            with contextlib.suppress(OSError):  # asyncio raises it when the client has just reset the connection
+                self._transport.write_eof()
+                return
+        self._transport.close()
 
     def _log_message(self, envelope: Envelope, size: int, reply: Reply, seconds: float) -> None:
         recipients = [str(recipient) for recipient in envelope.rcpt_to[:MAX_LOGGED_RECIPIENTS]]
@@ -328,7 +350,7 @@ class Connection(asyncio.BufferedProtocol):
             "message",
             outcome=outcome,
             queued_id=envelope.queued_id,
-            client=self._remote_ip,
+            client=self.remote_ip,
             sender=str(envelope.mail_from),
             recipients=recipients,
             size=size,
@@ -337,5 +359,9 @@ class Connection(asyncio.BufferedProtocol):
         )
 
 
-async def _awaited(answer: Awaitable[Reply]) -> Reply:
-    return await answer
+async def _awaited(promise: Awaitable[Reply]) -> Reply:
+    return await promise
+
+
+def _tls_info(secured: Any) -> TLSInfo:
+    return TLSInfo(secured.version(), secured.cipher()[0])

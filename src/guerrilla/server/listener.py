@@ -14,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 from guerrilla.backends.base import Backend
 from guerrilla.config import ServerConfig
 from guerrilla.envelope import Address
-from guerrilla.server.connection import Connection
+from guerrilla.server.connection import HANDSHAKE_TIMEOUT, LINGER, Connection
 from guerrilla.server.limits import Clients, client_address
 from guerrilla.server.spool import Spool
 from guerrilla.server.tls import make_context
@@ -59,7 +59,7 @@ class Server:
         self.name = config.listen_interface
         self.backend = backend
         self.log = log
-        self.timeout = config.timeout
+        self.timeout: float = config.timeout
         self.min_data_rate = config.min_data_rate
         self.tls_always_on = config.tls.tls_always_on
         self.tls_context = make_context(config.tls) if config.tls.start_tls_on or config.tls.tls_always_on else None
@@ -73,6 +73,11 @@ class Server:
         )
         self.read_buffer = memoryview(bytearray(READ_SIZE))
         self.connections: set[Connection] = set()
+        """All that were accepted and have not gone, also those in a handshake, and those beyond the limit."""
+        self.draining = False
+        """Whether no transaction may begin any more."""
+        self.address = ("", 0)
+        """The address and port that are really bound: port 0 has become one."""
         self._hosts = hosts
         self._spool = spool
         self._clients = Clients(config.max_clients, config.max_clients_per_address)
@@ -101,24 +106,25 @@ class Server:
     # Life.
 
     @property
-    def address(self) -> tuple[str, int]:
-        """The address and port that are really bound: port 0 has become one."""
-        host, port = self._sockets[0].getsockname()[:2]
-        return str(host), int(port)
+    def handshake_timeout(self) -> float:
+        """Seconds that a TLS handshake may take."""
+        return min(HANDSHAKE_TIMEOUT, self.timeout)
 
     def bind(self) -> None:
         """Open the listening sockets; nothing is accepted yet. Raises OSError."""
         self._sockets = open_sockets(self.config.host, self.config.port)
+        self.address = self._sockets[0].getsockname()[:2]
 
     def start(self) -> None:
         """Accept from now on."""
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._spare = _open_spare()
         for listening in self._sockets:
             self.loop.add_reader(listening.fileno(), self._accept, listening)
         self._sweep()
 
     def stop_accepting(self) -> None:
-        """Close the listening sockets. May be called more than once."""
+        """Close the listening sockets, and let no transaction begin any more. May be called more than once."""
+        self.draining = True
         for listening in self._sockets:
             self.loop.remove_reader(listening.fileno())
             listening.close()
@@ -128,13 +134,14 @@ class Server:
             self._spare = -1
 
     async def drain(self) -> None:
-        """Let each transaction under way end, say 421 to everyone, and return when all have gone."""
+        """Stop accepting, let each transaction under way end, say 421 to everyone; return when all have gone."""
+        self.stop_accepting()
         for connection in list(self.connections):
             connection.drain()
         await self._empty.wait()
 
     async def close(self) -> None:
-        """Cut off who is still there, and give everything back. May be called more than once, and without a start."""
+        """Stop accepting, and cut off who is still there. May be called more than once, and without a start."""
         self.stop_accepting()
         for connection in list(self.connections):
             connection.hurry(SHUTTING_DOWN)
@@ -142,26 +149,33 @@ class Server:
         await asyncio.sleep(0)
         for connection in list(self.connections):
             connection.abort()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         await self._empty.wait()
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
-        for task in list(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
 
     # What connections call.
 
     def keep(self, task: asyncio.Task[Any]) -> None:
-        """Hold a task that nobody waits for: the loop itself holds it only weakly."""
+        """Hold a task that nobody waits for: the loop itself holds it only weakly. It is cancelled at the end."""
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def forget(self, connection: Connection, remote_ip: str, *, counted: bool) -> None:
-        """Count a connection out."""
-        self.connections.discard(connection)
-        self._leave(remote_ip, counted=counted)
+    def forget(self, connection: Connection) -> None:
+        """Count a connection out. May be called more than once."""
+        if connection not in self.connections:
+            return
+        self.connections.remove(connection)
+        if connection.refused:
+            self._refusing -= 1
+        else:
+            self._clients.leave(connection.remote_ip)
+        if not self.connections:
+            self._empty.set()
 
     # Accepting.
 
@@ -187,28 +201,32 @@ class Server:
                 return
             self._refusing += 1
             self.log.warning("too many connections", client=remote_ip, reply=str(refusal))
-        self._empty.clear()
         accepted.setblocking(False)
         connection = Connection(self, remote_ip, remote_port, refusal)
-        self.keep(self.loop.create_task(self._connect(accepted, connection, remote_ip, counted=refusal is None)))
+        self.connections.add(connection)
+        self._empty.clear()
+        self.keep(self.loop.create_task(self._connect(accepted, connection)))
 
-    async def _connect(self, accepted: socket.socket, connection: Connection, remote_ip: str, *, counted: bool) -> None:
+    async def _connect(self, accepted: socket.socket, connection: Connection) -> None:
+        """Hand a socket over to its connection, after the TLS handshake where TLS is always on."""
+        context = self.tls_context if self.tls_always_on else None
+        connected = False
         try:
-            await self.loop.connect_accepted_socket(lambda: connection, accepted)
+            await self.loop.connect_accepted_socket(
+                lambda: connection,
+                accepted,
+                ssl=context,
+                ssl_handshake_timeout=self.handshake_timeout if context else None,
+                ssl_shutdown_timeout=LINGER if context else None,
+            )
+            connected = True
         except OSError as error:
-            # The client has gone between accept and here, or there is no memory for it.
-            accepted.close()
-            self.log.info("connection failed", client=remote_ip, cause=str(error))
-            if connection not in self.connections:
-                self._leave(remote_ip, counted=counted)
-
-    def _leave(self, remote_ip: str, *, counted: bool) -> None:
-        if counted:
-            self._clients.leave(remote_ip)
-        else:
-            self._refusing -= 1
-        if not self._clients and not self._refusing:
-            self._empty.set()
+            # The client has gone, the handshake has failed, or its time is over.
+            self.log.info("connection failed", client=connection.remote_ip, cause=str(error))
+        finally:
+            if not connected:
+                accepted.close()
+                self.forget(connection)
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
         """Out of descriptors or memory: answer those who wait with 421, by the spare descriptor, and rest a moment."""
@@ -238,10 +256,10 @@ class Server:
 
     def _sweep(self) -> None:
         """Look at every connection's time limits, again and again: one timer for all of them."""
+        self._sweeper = self.loop.call_later(min(1.0, self.timeout / 4), self._sweep)
         now = self.loop.time()
         for connection in list(self.connections):
             connection.check(now)
-        self._sweeper = self.loop.call_later(min(1.0, self.timeout / 4), self._sweep)
 
 
 def _turn_away(accepted: socket.socket, reply: Reply) -> None:
@@ -265,7 +283,10 @@ def open_sockets(host: str, port: int) -> list[socket.socket]:
     """
     if not host and socket.has_dualstack_ipv6():
         return [_listen(("", port), socket.AF_INET6, dualstack=True)]
-    found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)  # noqa: S104
+    try:
+        found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)  # noqa: S104
+    except UnicodeError as error:
+        raise OSError(errno.EINVAL, f"{host!r} is no host name") from error
     opened: list[socket.socket] = []
     try:
         for family, _, _, _, address in dict.fromkeys(found):

@@ -74,10 +74,14 @@ class SpooledBody:
             raise BodyError(INSUFFICIENT_STORAGE) from error
 
     def finish(self) -> Body:
-        """Return all that was written."""
+        """Return all that was written. Raises BodyError when there is no descriptor or no room for the map."""
         if self._file is None:
             return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            with self._file:  # the map has a descriptor of its own
+                return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise BodyError(INSUFFICIENT_STORAGE) from error
 
     def discard(self) -> None:
         """Give back the memory and the file. A map of it that a processor still holds stays valid."""
