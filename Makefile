@@ -38,9 +38,9 @@ bench-quick: $(VENV)/.installed-dev  ## The same in less than a minute
 	$(BIN)/python benchmarks/throughput.py --quick
 
 lock: $(VENV)/.installed-dev  ## Resolve the versions that development is done with anew
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-tools
-	$(BIN)/pip-compile --quiet --upgrade --all-extras --strip-extras --no-header --no-annotate \
-	    --no-emit-index-url --no-emit-find-links --output-file requirements-dev.lock pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --no-header --no-annotate \
+	    --no-emit-package guerrilla --output-file requirements-dev.lock pyproject.toml
 
 clean:           ## Remove what was installed and built here
 	rm -rf $(VENV) dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
@@ -103,10 +104,13 @@ def _problem(details: ErrorDetails, model: type[BaseModel], prefix: str) -> Prob
         return Problem(place, "this key is missing")
     if kind == "refused":
         return Problem(place, str(context["found"]), str(context["meant"]))
+    # A password does not belong on a terminal or in a log.
+    secret = isinstance(details["input"], str) and _SECRET.search(place)
+    found = "found a value that is not shown" if secret else f"found {shown(details['input'])}"
     if kind == "value_error":  # what a validator of a processor says is already plain
-        return Problem(place, f"found {shown(details['input'])}", str(context["error"]))
+        return Problem(place, found, str(context["error"]))
     meant = _MEANT.get(kind, details["msg"].lower()).format(**context)
-    return Problem(place, f"found {shown(details['input'])}", f"meant: {meant}")
+    return Problem(place, found, f"meant: {meant}")
 
 
 def _keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
@@ -119,6 +123,8 @@ def _keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
                     model = kind
     return list(model.model_fields)
 
+
+_SECRET = re.compile(r"pass|dsn|redis_interface")
 
 _MEANT = {
     "bool_type": "true or false",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -14,6 +16,20 @@ from structlog.typing import FilteringBoundLogger
 
 from guerrilla.backends.gateway import Gateway
 from guerrilla.backends.registry import Registry
+
+
+@pytest.fixture(autouse=True)
+def guard() -> Iterator[None]:
+    """Fails a test that hangs: most that can break here would show in that way."""
+
+    def fail(number: int, frame: FrameType | None) -> None:
+        pytest.fail("it hangs")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, 30, 1)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

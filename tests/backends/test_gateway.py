@@ -461,6 +461,21 @@ async def test_time_limit(running: Start, records: LogCapture, task: Task) -> No
     ]
 
 
+async def test_time_limit_ends_with_the_answer(running: Start, records: LogCapture) -> None:
+    """The time of a message that was answered is over with it: the next one on its worker is not cancelled by it."""
+    gate = Gate()
+
+    @processor
+    async def only_slow(envelope: Envelope) -> Reply | None:
+        return None if envelope.helo == "slow" else OK
+
+    gateway = await running("Slow|Gate", {**ONE, "gw_save_timeout": "50ms"}, Slow=only_slow, Gate=gate.processor)
+    slow = Envelope(helo="slow")
+    assert await gateway.process(Envelope()) is OK
+    assert await gateway.process(slow) is SAVE_TIMEOUT
+    assert [entry["queued_id"] for entry in records.entries] == [slow.queued_id]
+
+
 async def test_time_limit_covers_the_wait_for_a_worker(running: Start) -> None:
     """What finds no worker in time is told so, and never reaches a processor; the one at work is not disturbed."""
     gate = Gate()

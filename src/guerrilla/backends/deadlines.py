@@ -23,9 +23,6 @@ class Deadlines(Generic[ThingT]):
         self._due: OrderedDict[ThingT, float] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
 
-    def __len__(self) -> int:
-        return len(self._due)
-
     def add(self, thing: ThingT) -> None:
         """Begin the thing's time."""
         loop = asyncio.get_running_loop()
@@ -37,13 +34,6 @@ class Deadlines(Generic[ThingT]):
     def remove(self, thing: ThingT) -> None:
         """End the thing's time; it may have ended before."""
         self._due.pop(thing, None)
-
-    def close(self) -> None:
-        """Forget all, and expire nothing any more."""
-        self._due.clear()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _check(self) -> None:
         loop = asyncio.get_running_loop()

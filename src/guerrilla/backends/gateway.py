@@ -129,8 +129,6 @@ class Gateway:
         if self._state is not State.ERROR:
             self._state = State.SHUTTERED
         await self._idle.wait()
-        self._save_deadlines.close()
-        self._validate_deadlines.close()
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.cancel()
@@ -175,7 +173,6 @@ class Gateway:
             if not job.answer.done():
                 job.worker = worker
                 reply = await self._run(job, worker)
-                job.worker = None
                 if job.void:
                     worker.uncancel()
                 elif not job.answer.done():

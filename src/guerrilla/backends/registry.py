@@ -29,19 +29,22 @@ _SHIPPED: Final = {
     "Debugger": "guerrilla.processors.debugger:Debugger",
     "Compressor": "guerrilla.processors.compressor:Compressor",
     "Sql": "guerrilla.processors.sql:Sql",
+    "MySql": "guerrilla.processors.mysql:MySql",
+    "Redis": "guerrilla.processors.redis:Redis",
+    "MailDir": "guerrilla.processors.maildir:MailDir",
+    "FastCGI": "guerrilla.processors.fastcgi:FastCGI",
 }
 """Import paths, so that a processor costs nothing until a line has it."""
 
-_GO_KEYS: Final = frozenset(
-    {
-        "fcgi_connection_address", "fcgi_connection_type", "fcgi_script_filename_save",
-        "fcgi_script_filename_validate", "maildir_path", "maildir_user_map", "mysql_db", "mysql_host", "mysql_pass",
-        "mysql_user", "redis_expire_seconds", "redis_interface", "redis_mysql_batch_timeout",
-        "redis_sql_batch_timeout", "save_processors", "sql_insert", "sql_max_conn_lifetime", "sql_max_idle_conns",
-        "sql_max_open_conns", "sql_values", "validate_processors",
-    }
-)  # fmt: skip
-"""Keys of the Go program's processors that nothing here reads: found in its files, they are no typing errors."""
+_DEAD_KEYS: Final = {
+    "process_line": "meant: save_process",
+    "process_stack": "meant: save_process",
+    "save_processors": "meant: save_process",
+    "validate_processors": "meant: validate_process",
+    "redis_mysql_batch_timeout": "",
+    "redis_sql_batch_timeout": "",
+}
+"""Keys that files of the Go program have and nothing reads: no typing errors, but perhaps not what was meant."""
 
 _FACTORY_MEANT: Final = "meant: a Processor class, a @processor function, or a function that returns a decorator"
 
@@ -174,11 +177,10 @@ class Registry:
         for name, factory in (*save, *validate):
             kind = _config_type(factory)
             read.update(_keys(kind))
-            if name not in made_of:
-                settings, more = _configure(kind, backend_config)
-                problems += [problem for problem in more if problem not in problems]
-                if settings is not None:
-                    made_of[name] = (factory, settings)
+            settings, more = _configure(kind, backend_config)
+            problems += [problem for problem in more if problem not in problems]
+            if settings is not None:
+                made_of[name] = (factory, settings)
         problems += self._unread(backend_config, read)
         if config is None:
             return None, problems
@@ -188,10 +190,8 @@ class Registry:
         place = f"backend_config.{key}"
         default = GatewayConfig.model_fields[key].default
         text = backend_config.get(key, default)
-        if not isinstance(text, str):
-            text = default  # that it is no text is said where it is read
-        if text == default == "":
-            return [], []
+        if not isinstance(text, str) or text == default == "":
+            return [], []  # that it is no text is said where the gateway's own keys are read
         chain: list[tuple[str, Factory]] = []
         problems: list[Problem] = []
         for word in text.split("|"):
@@ -228,13 +228,14 @@ class Registry:
     def _unread(self, backend_config: Mapping[str, Any], read: set[str]) -> Iterator[Problem]:
         """Report each key that nobody reads: an error if nobody ever would, a warning if another processor does."""
         unread = [key for key in backend_config if key not in read]
-        elsewhere = set(_GO_KEYS)
+        elsewhere = set(_DEAD_KEYS)
         for info in self.describe() if unread else ():
             elsewhere.update(_keys(info.config_type))
         for key in unread:
             place = f"backend_config.{key}"
             if key in elsewhere:
-                yield Problem(place, "nothing in this line reads this key", warning=True)
+                hint = _DEAD_KEYS.get(key, "")
+                yield Problem(place, "nothing in this line reads this key", hint, warning=True)
                 continue
             near = difflib.get_close_matches(key.lower(), sorted(read), n=1)
             yield Problem(place, "unknown key", f"did you mean {near[0]}?" if near else "")
