@@ -1,0 +1,11 @@
+"""What all tests share: private servers, and pytest itself for the tests of plugins."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# What tests share is imported under one name, by the interpreter as by mypy: tests.…
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+pytest_plugins = ["tests.private_servers", "pytester"]
