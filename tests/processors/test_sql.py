@@ -23,6 +23,7 @@ from sqlalchemy import event, text
 from structlog.testing import LogCapture
 
 from guerrilla.backends.base import CallNext
+from guerrilla.config import problems_of
 from guerrilla.envelope import Address, Envelope, Headers, TLSInfo
 from guerrilla.processors.sql import Sql, SqlConfig
 from guerrilla.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR, OK, STORAGE_NOT_AVAILABLE, Reply
@@ -253,7 +254,7 @@ async def test_group_commit(opened: Store, path: Path) -> None:
     """Messages that come at the same time share transactions, and all are there."""
     commits: list[object] = []
     async with opened() as sql:
-        event.listen(sql.engine.sync_engine, "commit", commits.append)
+        event.listen(sql.writer.database.engine.sync_engine, "commit", commits.append)
         replies = await asyncio.gather(
             *(sql.save_mail(mail(b"%d" % number, queued_id=f"{number:032}"), following) for number in range(50))
         )
@@ -277,7 +278,7 @@ async def test_committed_before_passed_on(opened: Store, path: Path) -> None:
 
 async def test_durable(opened: Store) -> None:
     """The connection that writes has a write-ahead log with full synchronisation, so that COMMIT means on disk."""
-    async with opened() as sql, sql.engine.connect() as connection:
+    async with opened() as sql, sql.writer.database.engine.connect() as connection:
         for pragma, value in (("journal_mode", "wal"), ("synchronous", 2), ("busy_timeout", 5000)):
             assert (await connection.execute(text(f"PRAGMA {pragma}"))).scalar() == value
 
@@ -326,7 +327,7 @@ async def test_undo_is_finished_by_shutdown(opened: Store, path: Path) -> None:
             if statement.startswith("DELETE") and saving is not None:
                 saving.cancel()
 
-        event.listen(sql.engine.sync_engine, "before_cursor_execute", cancel)
+        event.listen(sql.writer.database.engine.sync_engine, "before_cursor_execute", cancel)
         saving = asyncio.create_task(sql.save_mail(mail(), refusing))
         with pytest.raises(asyncio.CancelledError):
             await saving
@@ -334,11 +335,14 @@ async def test_undo_is_finished_by_shutdown(opened: Store, path: Path) -> None:
 
 
 async def test_failing_undo_is_logged(opened: Store, path: Path, log: LogCapture) -> None:
-    """When rows cannot be removed, the operator reads it, and the answer stays as it was."""
+    """When rows cannot be removed, the operator reads it, and at the end which they are; the answer stays as it was."""
     async with opened() as sql:
         await execute(path, "CREATE TRIGGER t BEFORE DELETE ON new_mail BEGIN SELECT RAISE(ABORT, 'no'); END")
         assert await sql.save_mail(mail(), refusing) is LOCAL_ERROR
-    assert [entry["event"] for entry in log.entries] == ["rows of mail that was not accepted could not be removed"]
+    assert [entry["event"] for entry in log.entries] == [
+        "rows of mail that was not accepted cannot be removed: trying on",
+        "rows of mail that was not accepted are left in the table",
+    ]
 
 
 @pytest.mark.parametrize("moment", ["before_cursor_execute", "after_cursor_execute", "commit"])
@@ -349,14 +353,14 @@ async def test_cancelled_while_committing(opened: Store, path: Path, moment: str
     """
     connections: list[object] = []
     async with opened() as sql:
-        event.listen(sql.engine.sync_engine, "connect", lambda *_: connections.append(_))
+        event.listen(sql.writer.database.engine.sync_engine, "connect", lambda *_: connections.append(_))
         saving: asyncio.Task[Reply] | None = None
 
         def cancel(*_: Any) -> None:
             if saving is not None:
                 saving.cancel()
 
-        event.listen(sql.engine.sync_engine, moment, cancel)
+        event.listen(sql.writer.database.engine.sync_engine, moment, cancel)
         saving = asyncio.create_task(sql.save_mail(mail(b"lost"), following))
         with pytest.raises(asyncio.CancelledError):
             await saving
@@ -401,7 +405,7 @@ async def test_all_recipients_or_none(opened: Store, path: Path) -> None:
 async def test_too_big_for_the_database(opened: Store, path: Path) -> None:
     """A message larger than the database can hold is answered 451, and a smaller one in its batch is stored."""
     async with opened() as sql:
-        async with sql.engine.connect() as connection:
+        async with sql.writer.database.engine.connect() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection
             await driver._execute(driver._conn.setlimit, sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
         small, large = mail(b"x"), mail(b"x" * 200_000)
@@ -443,7 +447,7 @@ def locked() -> Iterator[Callable[[Path], sqlite3.Connection]]:
 async def test_locked(opened: Store, path: Path, log: LogCapture, locked: Callable[[Path], sqlite3.Connection]) -> None:
     """A database that another program holds is an outage: 451, with the cause in the log, and then it goes on."""
     async with opened() as sql:
-        async with sql.engine.connect() as connection:
+        async with sql.writer.database.engine.connect() as connection:
             await connection.execute(text("PRAGMA busy_timeout = 0"))
         other = await asyncio.to_thread(locked, path)
         assert await sql.save_mail(mail(), following) is STORAGE_NOT_AVAILABLE
@@ -457,7 +461,7 @@ async def test_locked(opened: Store, path: Path, log: LogCapture, locked: Callab
 async def test_full(opened: Store, path: Path) -> None:
     """A full database is 452; nothing of the message is left, and a smaller one is taken."""
     async with opened() as sql:
-        async with sql.engine.connect() as connection:
+        async with sql.writer.database.engine.connect() as connection:
             pages = (await connection.execute(text("PRAGMA page_count"))).scalar_one()
             await connection.execute(text(f"PRAGMA max_page_count = {pages + 20}"))
         assert await sql.save_mail(mail(b"x" * 1_000_000, "a", "b"), following) is INSUFFICIENT_STORAGE
@@ -553,21 +557,6 @@ async def test_shutdown_without_a_start(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dsn", "path"),
-    [
-        ("guerrilla.db", "guerrilla.db"),
-        ("/var/mail/a b.db", "/var/mail/a b.db"),
-        ("sqlite:///mail.db", "mail.db"),
-        ("sqlite:////var/mail.db", "/var/mail.db"),
-        ("sqlite+aiosqlite:///mail.db", "mail.db"),
-    ],
-)
-def test_dsn(dsn: str, path: str) -> None:
-    """The DSN is a path or a URL of one."""
-    assert Sql(SqlConfig(sql_dsn=dsn)).path == Path.cwd() / path
-
-
-@pytest.mark.parametrize(
     ("key", "value", "meant"),
     [
         ("sql_dsn", "", "path of a file is meant"),
@@ -581,7 +570,7 @@ def test_dsn(dsn: str, path: str) -> None:
         ("sql_dsn", "mysql://root:ok@127.0.0.1/mail", "sqlite:///path"),
         ("sql_dsn", "http://[::1/x", "sqlite:///path"),
         ("sql_dsn", "a\0b", "path of a file is meant"),
-        ("sql_driver", "mysql", 'SQLite only: "sqlite"'),
+        ("sql_driver", "oracle", "a driver is meant: mysql, mariadb, postgres"),
         ("mail_table", "", "a table name is meant"),
         ("mail_table", "new_mail\n", "a table name is meant"),
         ("mail_table", "a;DROP TABLE b", "a table name is meant"),
@@ -594,6 +583,46 @@ def test_bad_configuration(key: str, value: str, meant: str) -> None:
     with pytest.raises(ValidationError, match=meant) as caught:
         SqlConfig.model_validate({key: value})
     assert [problem["loc"] for problem in caught.value.errors()] == [(key,)]
+
+
+@pytest.mark.parametrize(
+    ("driver", "dsn", "meant"),
+    [
+        ("mysql", "guerrilla.db", "user:password@tcp"),
+        ("mysql", "root:s3cret@/mail?tsl=true", "unknown parameter tsl; tls is meant"),
+        ("pgx", "password=s3cret hots=x", "unknown parameter hots; host is meant"),
+        ("mariadb", ["s3cret"], "a text in double quotes is meant"),
+    ],
+)
+def test_bad_dsn(driver: str, dsn: object, meant: str) -> None:
+    """A DSN that cannot be used is refused with what is meant, and nothing of it is shown."""
+    with pytest.raises(ValidationError, match=meant) as caught:
+        SqlConfig.model_validate({"sql_driver": driver, "sql_dsn": dsn})
+    shown = [str(caught.value), *map(str, problems_of(caught.value, SqlConfig))]
+    assert not any("s3cret" in each for each in shown)
+
+
+def test_password_is_not_shown() -> None:
+    """What is shown of the configuration has no password in it."""
+    assert "s3cret" not in repr(SqlConfig(sql_driver="mysql", sql_dsn="root:s3cret@/mail"))
+
+
+def test_wrong_number_of_placeholders() -> None:
+    """The operator's own values have as many placeholders as there are values."""
+    with pytest.raises(ValidationError, match="14 placeholders are meant"):
+        SqlConfig(sql_values="(NOW(), ?, ?)")
+
+
+def test_settings_of_a_server() -> None:
+    """The keys of the pool are taken over; a server's table is made only when that is asked for."""
+    keys = {"sql_driver": "mariadb", "sql_dsn": "root:ok@tcp(127.0.0.1:3306)/gmail_mail"}
+    settings = SqlConfig.model_validate(keys).settings()
+    assert (settings.create_table, settings.max_open, settings.max_idle, settings.lifetime) == (False, 0, 2, 0.0)
+    keys["sql_max_conn_lifetime"] = ""
+    assert SqlConfig.model_validate(keys).settings().lifetime == 0.0
+    pool = {"sql_max_open_conns": 9, "sql_max_idle_conns": 3, "sql_max_conn_lifetime": "1h", "sql_create_table": True}
+    settings = SqlConfig.model_validate(keys | pool).settings()
+    assert (settings.create_table, settings.max_open, settings.max_idle, settings.lifetime) == (True, 9, 3, 3600.0)
 
 
 def test_configuration() -> None:

@@ -1,71 +1,58 @@
-"""Sql: keeps mail in a database. Today that is SQLite, in one file, with nothing to install.
+"""Sql: keeps mail in a database: MySQL or MariaDB, PostgreSQL, or SQLite, which needs nothing to be installed.
 
-What is special to SQLite stands together, in ``SqlConfig`` (driver and DSN), ``_make_file``, ``_prepare`` and
-``_is_full``; the table, its rows and the transactions are those of any database.
+This file has the keys and the answers; rows, transactions and all that may go wrong with them are `guerrilla.stores`'.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import re
 import socket
-import sqlite3
-from collections.abc import Sequence
-from datetime import UTC
-from ipaddress import ip_address
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Final
 
-from pydantic import field_validator
-from sqlalchemy import (
-    URL,
-    AsyncAdaptedQueuePool,
-    BigInteger,
-    Boolean,
-    Column,
-    Connection,
-    DateTime,
-    Float,
-    Integer,
-    LargeBinary,
-    MetaData,
-    String,
-    Table,
-    Text,
-    bindparam,
-    delete,
-    event,
-    insert,
-    inspect,
-)
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.schema import CreateIndex, CreateTable
+from pydantic import ConfigDict, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
-from guerrilla.backends.batch import Batcher, BatchRefusedError
-from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, ProcessorConfig, Reply
-from guerrilla.envelope import Address
+from guerrilla.backends.processor import CallNext, Duration, Envelope, Field, Processor, ProcessorConfig, Reply
 from guerrilla.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR, STORAGE_NOT_AVAILABLE
+from guerrilla.stores.dsn import kind_of, read_dsn
+from guerrilla.stores.sql_database import Verdict
+from guerrilla.stores.sql_table import checked_name, insertion, mail_table
+from guerrilla.stores.sql_writer import NotKeptError, SqlSettings, SqlWriter
 
-_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_URL = re.compile(r"sqlite(?:\+aiosqlite)?:///([^?]*)")
-
-_MAX_ON_LOOP = 1 << 20
-"""Octets that are copied at once, in well under a millisecond; more goes to a thread: it may have to come from disk."""
-
-Row: TypeAlias = dict[str, Any]
+# Whatever it is, the sender did not do it: another server, or a mended one, may take the message.
+_ANSWERS: Final = {Verdict.REFUSED: LOCAL_ERROR, Verdict.FULL: INSUFFICIENT_STORAGE}
 
 
 class SqlConfig(ProcessorConfig):
     """The keys of Sql."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     mail_table: str = Field(default="new_mail", description="The table: letters, digits and _, at most 64.")
-    sql_driver: str = Field(default="sqlite", description='Which database: "sqlite".')
+    sql_driver: str = Field(
+        default="sqlite",
+        description='Which database: "mysql" or "mariadb", "postgres" or "pgx", "sqlite".',
+    )
     sql_dsn: str = Field(
         default="guerrilla.db",
-        description="Where it is. For SQLite the path of the file, or sqlite:///path; a relative path starts at the "
-        "working folder.",
+        validate_default=True,
+        repr=False,
+        description="Where it is: user:password@tcp(host:3306)/name or user:password@unix(/socket)/name for MySQL, "
+        "host=… user=… password=… dbname=… or postgres://… for PostgreSQL, the path of the file for SQLite (a relative "
+        "one starts at the working folder), or a URL of SQLAlchemy.",
+    )
+    sql_insert: str = Field(
+        default="", description='Your own "INSERT INTO table (columns) VALUES", for a table with other columns.'
+    )
+    sql_values: str = Field(
+        default="",
+        description='What follows it for one row: "(NOW(), ?, …)", with 14 placeholders, ? or $1 to $14, for to, from, '
+        "subject, body, mail, hash, content_type, recipient, ip_addr, return_path, is_tls, message_id, reply_to, "
+        "sender. The table needs the columns hash and recipient.",
+    )
+    sql_max_open_conns: int = Field(default=0, ge=0, description="Connections at most; 0 for a few. SQLite has one.")
+    sql_max_idle_conns: int = Field(default=2, ge=0, description="Connections that are kept while nothing is to do.")
+    sql_max_conn_lifetime: Duration = Field(
+        default=0.0, description="How long a connection is used; empty or 0 for as long as it lasts."
     )
     primary_mail_host: str = Field(
         default_factory=socket.gethostname,
@@ -73,319 +60,95 @@ class SqlConfig(ProcessorConfig):
         max_length=255,
         description="The host name in the column `to`; as a default, the machine's own.",
     )
-    sql_create_table: bool = Field(default=True, description="Make file and table at the start if they are not there.")
+    sql_create_table: bool | None = Field(
+        default=None,
+        description="Make the table at the start if it is not there, for SQLite the file too. As a default, only "
+        "SQLite does; `guerrillad schema-sql` prints what you run yourself.",
+    )
 
     @field_validator("mail_table")
     @classmethod
     def _check_table(cls, value: str) -> str:
-        if not _IDENTIFIER.fullmatch(value):
-            raise ValueError("a table name is meant: a letter or _, then letters, digits and _, at most 64 in all")
-        return value
+        return checked_name(value)
 
     @field_validator("sql_driver")
     @classmethod
     def _check_driver(cls, value: str) -> str:
-        if value not in ("sqlite", "sqlite3"):
-            raise ValueError('this release stores in SQLite only: "sqlite" (or "sqlite3") is meant')
-        return "sqlite"
+        return kind_of(value)
 
-    @field_validator("sql_dsn")
+    @field_validator("sql_dsn", mode="before")
     @classmethod
-    def _check_dsn(cls, value: str) -> str:
-        """Reduce it to the path. A database in memory is refused: it would break the promise of the 250."""
-        path = value
-        if "://" in value:
-            url = _URL.fullmatch(value)
-            if not url:
-                raise ValueError("for SQLite, the path of a file is meant, or sqlite:///path")
-            path = url[1]
-        if not path or "\0" in path or path == ":memory:" or path.startswith("file:"):
-            raise ValueError("the path of a file is meant: mail in memory would be lost, and 250 means kept")
-        return path
+    def _check_dsn(cls, value: object, info: ValidationInfo) -> object:
+        """Read it, and show nothing of it: the password may be anywhere."""
+        try:
+            if not isinstance(value, str):
+                raise ValueError("a text in double quotes is meant")
+            if "sql_driver" in info.data:
+                read_dsn(info.data["sql_driver"], value)
+        except ValueError as error:
+            raise PydanticCustomError(
+                "refused", "{found}: {meant}", {"found": "not usable", "meant": str(error)}
+            ) from None
+        return value
 
+    @field_validator("sql_values")
+    @classmethod
+    def _check_values(cls, value: str, info: ValidationInfo) -> str:
+        if value:
+            insertion(mail_table("mail"), info.data.get("sql_driver", "sqlite"), "", value)
+        return value
 
-@runtime_checkable
-class _Compressed(Protocol):
-    """What Compressor leaves in ``values["zlib-compressor"]``."""
+    @field_validator("sql_max_conn_lifetime", mode="before")
+    @classmethod
+    def _no_lifetime(cls, value: object) -> object:
+        return value or "0"
 
-    async def data(self) -> bytes:
-        """Return the compressed message."""
-        ...
+    def settings(self) -> SqlSettings:
+        """Return what they say about the table."""
+        return SqlSettings(
+            dsn=read_dsn(self.sql_driver, self.sql_dsn),
+            table=self.mail_table,
+            host=self.primary_mail_host,
+            create_table=self.sql_driver == "sqlite" if self.sql_create_table is None else self.sql_create_table,
+            sql_insert=self.sql_insert,
+            sql_values=self.sql_values,
+            max_open=self.sql_max_open_conns,
+            max_idle=self.sql_max_idle_conns,
+            lifetime=self.sql_max_conn_lifetime,
+        )
 
 
 class Sql(Processor[SqlConfig]):
     """Keeps the message in a database: one row per recipient in ``mail_table``, octet for octet.
 
     Reads ``delivery_header`` and ``data``, or ``values["zlib-compressor"]`` if Compressor is listed before it (then
-    the column ``body`` says "gzip"); ``hashes``, ``subject``, ``header`` and what the dialogue learnt. Sets
-    ``queued_id`` to the first hash, if Hasher is listed. It answers only when the rows are committed and on disk, many
-    messages in one transaction; when a later processor refuses the message, they are removed again. A full disk is
-    answered 452, any other fault of the database 451.
+    the column ``body`` says "gzip"); after Redis ``body`` says "redis", and ``mail`` stays empty. Reads ``hashes``,
+    ``subject``, ``header`` and what the dialogue learnt. Sets ``queued_id`` to the first hash, if Hasher is listed. It
+    answers only when the rows are committed and on disk, many messages in one transaction; when a later processor
+    refuses the message, they are removed again. A full disk is answered 452, any other fault of the database 451.
     """
 
     def __init__(self, config: SqlConfig) -> None:
         super().__init__(config)
-        self.path = Path(config.sql_dsn).absolute()
-        # SQLite has one writer at a time: more connections would only wait for one another.
-        self.engine = create_async_engine(
-            URL.create("sqlite+aiosqlite", database=str(self.path)),
-            poolclass=AsyncAdaptedQueuePool,
-            pool_size=1,
-            max_overflow=0,
-            hide_parameters=True,  # an error is logged: it must not show the mail
-        )
-        event.listen(self.engine.sync_engine, "connect", _prepare)
-        self.table = _table(config.mail_table)
-        self._batcher: Batcher[Sequence[Row]] = Batcher(self._commit, self._remove, on_error=self._log_undo_error)
-        self._removals: set[asyncio.Task[None]] = set()
+        self.writer = SqlWriter(config.settings())
 
     async def initialize(self) -> None:
-        """Open the database; make file and table if they are to be made.
-
-        Raises:
-            RuntimeError: if the file or the table cannot be used, with what is wrong and what is meant.
-        """
-        place = f"sql_dsn: {self.path} cannot be used"
-        try:
-            await asyncio.to_thread(_make_file, self.path, self.config.sql_create_table)
-            async with self.engine.begin() as connection:
-                if self.config.sql_create_table:
-                    await connection.execute(CreateTable(self.table, if_not_exists=True))
-                columns = await connection.run_sync(_columns, self.table.name)
-                missing = [column.name for column in self.table.columns if column.name not in columns]
-                if not missing and self.config.sql_create_table:
-                    for index in self.table.indexes:
-                        await connection.execute(CreateIndex(index, if_not_exists=True))
-        except OSError as error:
-            raise RuntimeError(
-                f"{place}: {error.strerror}. A file in an existing folder is meant that this user may write to."
-            ) from error
-        except SQLAlchemyError as error:
-            raise RuntimeError(
-                f"{place}: {_cause(error)}. A SQLite file is meant that this user may write to."
-            ) from error
-        if not columns:
-            raise RuntimeError(
-                f"mail_table: there is no table {self.table.name} in {self.path}. "
-                "Make it, or let sql_create_table be true."
-            )
-        if missing:
-            raise RuntimeError(
-                f"mail_table: the table {self.table.name} in {self.path} lacks the columns {', '.join(missing)}. "
-                "A table that Sql made itself is meant, or one with all its columns."
-            )
+        """Connect, and check the table. Raises RuntimeError; a server that is away is logged, and may come later."""
+        await self.writer.open(self.log)
 
     async def shutdown(self) -> None:
         """Finish what is under way and close the database."""
-        await self._batcher.close()
-        if self._removals:
-            await asyncio.wait(self._removals)
-        await self.engine.dispose()
+        await self.writer.close()
 
     async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
         """Commit the rows, then pass on; take them back if the rest of the line does not keep the message."""
-        rows = await self._rows(envelope)
-        if not rows:
-            return await call_next()
         try:
-            await self._batcher.add(rows)
-        except BatchRefusedError as error:
-            # Whatever it is, the sender did not do it: another store, or a mended one, may take the message.
-            self.log.error("the database refuses the message", queued_id=envelope.queued_id, cause=str(error))
-            return LOCAL_ERROR
-        except SQLAlchemyError as error:
-            self.log.error("the message was not stored", queued_id=envelope.queued_id, cause=_cause(error))
-            return INSUFFICIENT_STORAGE if _is_full(error) else STORAGE_NOT_AVAILABLE
-        if envelope.hashes:
-            envelope.queued_id = envelope.hashes[0]
-        # RFC 5321 section 4.2.5: what was not answered 250 must not turn up later.
-        try:
+            kept = await self.writer.keep(envelope)
+        except NotKeptError as error:
+            self.log.error(error.event, queued_id=envelope.queued_id, cause=str(error))
+            return _ANSWERS.get(error.verdict, STORAGE_NOT_AVAILABLE)
+        async with kept:
             reply = await call_next()
-        except BaseException:
-            await self._take_back(rows)
-            raise
-        if not reply.positive:
-            await self._take_back(rows)
+            if reply.positive:
+                kept.confirm()
         return reply
-
-    async def _rows(self, envelope: Envelope) -> list[Row]:
-        """Return one row per recipient."""
-        compressed = envelope.values.get("zlib-compressor")
-        if isinstance(compressed, _Compressed):
-            mail = await compressed.data()
-        elif len(envelope) <= _MAX_ON_LOOP:
-            mail = bytes(envelope)
-        else:
-            mail = await asyncio.to_thread(bytes, envelope)
-        sender = _cut(str(envelope.mail_from), 255)
-        header = envelope.header
-        common: Row = {
-            "date": envelope.received_at.astimezone(UTC).replace(tzinfo=None),
-            "from": sender,
-            "subject": _cut(envelope.subject, 255),
-            "body": "gzip" if isinstance(compressed, _Compressed) else "",
-            "mail": mail,
-            "spam_score": 0.0,
-            "content_type": _cut(header.get("Content-Type"), 64),
-            "has_attach": 0,
-            "ip_addr": _packed(envelope.remote_ip),
-            "return_path": sender,
-            "is_tls": envelope.tls is not None,
-            "reply_to": _cut(_in_brackets(header.get("Reply-To")), 256),
-            "sender": _cut(_in_brackets(header.get("Sender")), 256),
-        }
-        message_id = _in_brackets(header.get("Message-ID"))
-        host = self.config.primary_mail_host
-        hashes = envelope.hashes
-        if len(hashes) != len(envelope.rcpt_to):
-            hashes = [envelope.queued_id] * len(envelope.rcpt_to)
-        return [
-            common
-            | {
-                "to": _cut(str(Address(recipient.user, host)), 256),
-                "recipient": _cut(str(recipient), 255),
-                "hash": _cut(key, 32),
-                "message_id": _cut(message_id or f"{key}.{recipient.user}@{host}", 256),
-            }
-            for recipient, key in zip(envelope.rcpt_to, hashes, strict=True)
-        ]
-
-    async def _commit(self, batch: Sequence[Sequence[Row]]) -> None:
-        """Keep all messages of a batch, or none: the Batcher's commit."""
-        insertion = asyncio.create_task(self._insert([row for rows in batch for row in rows]))
-        try:
-            await asyncio.shield(insertion)
-        except asyncio.CancelledError:
-            # A COMMIT cannot be called back while it runs. Wait, so that the undo that follows finds what it did.
-            await asyncio.wait((insertion,))
-            raise
-
-    async def _insert(self, rows: list[Row]) -> None:
-        try:
-            async with self.engine.begin() as connection:
-                await connection.execute(insert(self.table), rows)
-        except (IntegrityError, DataError, OverflowError) as error:
-            raise BatchRefusedError(_cause(error)) from error
-
-    async def _take_back(self, rows: Sequence[Row]) -> None:
-        """Remove the rows of one message, to the end even if we are cancelled meanwhile."""
-        removal = asyncio.create_task(self._remove_or_log(rows))
-        self._removals.add(removal)
-        removal.add_done_callback(self._removals.discard)
-        await asyncio.shield(removal)
-
-    async def _remove_or_log(self, rows: Sequence[Row]) -> None:
-        try:
-            await self._remove([rows])
-        except SQLAlchemyError as error:
-            self._log_undo_error(error)
-
-    async def _remove(self, batch: Sequence[Sequence[Row]]) -> None:
-        """Remove the rows of these messages, and no others: the Batcher's undo."""
-        statement = delete(self.table).where(
-            self.table.c.hash == bindparam("of_hash"), self.table.c.recipient == bindparam("of_recipient")
-        )
-        keys = [{"of_hash": row["hash"], "of_recipient": row["recipient"]} for rows in batch for row in rows]
-        async with self.engine.begin() as connection:
-            await connection.execute(statement, keys)
-
-    def _log_undo_error(self, error: Exception) -> None:
-        self.log.error("rows of mail that was not accepted could not be removed", cause=_cause(error))
-
-
-def _table(name: str) -> Table:
-    """Return the table: names, order and widths of the columns are those of the Go program.
-
-    ``to`` is the recipient at ``primary_mail_host``, ``recipient`` the address as the client gave it; ``body`` is
-    "gzip" if ``mail`` is compressed; ``ip_addr`` is the client's address in 4 or 16 octets; ``date`` is UTC.
-    ``spam_score`` and ``has_attach`` are left for others.
-    """
-    return Table(
-        name,
-        MetaData(),
-        Column("mail_id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
-        Column("date", DateTime, nullable=False, index=True),
-        Column("from", String(256), nullable=False),
-        Column("to", String(256), nullable=False, index=True),
-        Column("subject", String(255), nullable=False),
-        Column("body", Text, nullable=False),
-        Column("mail", LargeBinary, nullable=False),
-        Column("spam_score", Float, nullable=False),
-        Column("hash", String(32), nullable=False, index=True),
-        Column("content_type", String(64), nullable=False),
-        Column("recipient", String(255), nullable=False),
-        Column("has_attach", Integer, nullable=False),
-        Column("ip_addr", LargeBinary(16), nullable=False),
-        Column("return_path", String(255), nullable=False),
-        Column("is_tls", Boolean, nullable=False),
-        Column("message_id", String(256), nullable=False),
-        Column("reply_to", String(256), nullable=False),
-        Column("sender", String(256), nullable=False),
-        sqlite_autoincrement=True,
-    )
-
-
-def _columns(connection: Connection, table: str) -> set[str]:
-    """Return the names of the table's columns; none if there is no such table."""
-    inspector = inspect(connection)
-    return {column["name"] for column in inspector.get_columns(table)} if inspector.has_table(table) else set()
-
-
-def _make_file(path: Path, create: bool) -> None:
-    """Make the file, for its owner only, if it is to be made and not there; SQLite would let everyone read it.
-
-    Raises:
-        OSError: if it cannot be made, or is not there.
-    """
-    if not create:
-        os.stat(path)
-        return
-    try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        return
-    # The file is there after a power cut only if its folder says so.
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _prepare(connection: Any, _: object) -> None:
-    """Set up a new connection: a write-ahead log that is on disk when COMMIT returns, and five seconds for a lock."""
-    cursor = connection.cursor()
-    try:
-        for pragma in ("busy_timeout = 5000", "journal_mode = WAL", "synchronous = FULL"):
-            cursor.execute(f"PRAGMA {pragma}")
-    finally:
-        cursor.close()
-
-
-def _is_full(error: SQLAlchemyError) -> bool:
-    """Whether the database says that there is no room: on the disk, or in its file."""
-    cause = error.orig if isinstance(error, DBAPIError) else None
-    return getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-
-
-def _cause(error: Exception) -> str:
-    """Return what the database said, without the statement that SQLAlchemy adds."""
-    return str(error.orig if isinstance(error, DBAPIError) else error)
-
-
-def _packed(ip: str) -> bytes:
-    """Return the address in network order, 4 or 16 octets; nothing if it is none."""
-    try:
-        return ip_address(ip).packed
-    except ValueError:
-        return b""
-
-
-def _in_brackets(value: str) -> str:
-    """Return what stands in the last pair of angle brackets, the address of a header field; else all of it."""
-    return value.rpartition("<")[2].partition(">")[0] if "<" in value else value
-
-
-def _cut(text: str, width: int) -> str:
-    """Return the text as a column takes it: so many characters, without NUL and lone surrogates."""
-    return text[:width].replace("\0", "").encode("utf-8", "replace").decode("utf-8")

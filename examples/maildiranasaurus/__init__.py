@@ -1,0 +1,1 @@
+"""MailDiranasaurus: a mail server of its own that is made of guerrilla."""

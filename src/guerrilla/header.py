@@ -1,0 +1,158 @@
+"""The header of a message, read in one linear pass, whatever was sent: its fields, and what encoded words say.
+
+Everything here is bounded and nothing raises: a header that makes no sense is left out, a word that cannot be decoded
+stays as it came. The email package of the standard library is not used: crafted headers hold it for seconds.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+
+from guerrilla.envelope import Body, Headers
+
+_MAX_BLOCK = 1 << 20
+"""Octets of header that are read: a hundred times what a long one has. What lies beyond is stored, but not read."""
+
+_MAX_LINES = 1_000
+"""Unfolded lines that are looked at, malformed ones included: so a megabyte of tiny ones costs no time."""
+
+_MAX_NAME = 998
+"""Characters in the name of a field: it cannot be folded, so it cannot be longer than a line (RFC 5322 2.1.1)."""
+
+_MAX_VALUE = 100_000
+"""Characters kept of one value: the length at which Postfix cuts a header (header_size_limit, 102400)."""
+
+_MAX_TEXT = 998
+"""Characters kept of a decoded value: one whole line of RFC 5322 section 2.1.1."""
+
+_MAX_ENCODED = 20_000
+"""Characters of a value that are decoded: what ``_MAX_TEXT`` takes in its longest encoding (Q, four octets for
+a character)."""
+
+_NAME = re.compile(rf"[!-9;-~]{{1,{_MAX_NAME}}}")
+_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+
+# RFC 2047 section 2, with the language of RFC 2231 section 5. A "?" ends each part, so a scan never goes back. Blanks
+# inside of the text are not allowed, but are seen.
+_ENCODED_WORD = re.compile(r"=\?([!-)+->@-~]{1,40})(?:\*[!->@-~]{0,40})?\?([BbQq])\?([^?]*)\?=")
+_BLANKS = re.compile(r"[ \t]*")
+
+# What a client may name. Only character sets: Python's codecs also know punycode, idna (both quadratic), utf-7,
+# unicode_escape and others that a message must not choose.
+_CHARSET = re.compile(
+    r"utf-?8|(?:us-)?ascii|iso-?8859-(?:[1-9]|1[013-6])|(?:windows-|cp)(?:125[0-8]|874)|koi8-[rut]"
+    r"|gb2312|gbk|gb18030|big5(?:-hkscs)?|euc-(?:jp|kr)|ks_c_5601-1987|iso-2022-(?:jp(?:-[12])?|kr)"
+    r"|shift[_-]jis|cp932|windows-31j|tis-620",
+    re.ASCII | re.IGNORECASE,
+)
+_CODEC = {"gb2312": "gb18030", "windows-874": "cp874", "windows-31j": "cp932"}
+"""Python's name, where it has another, or where what is sent under a name is in truth the larger set."""
+
+
+def parse_header(data: Body) -> Headers:
+    """Return the header fields of the message: what stands before the first empty line (RFC 5322 section 2.1).
+
+    A value is UTF-8 if it can be, otherwise ISO 8859-1; it is unfolded (section 2.2.3), without outer blanks and
+    without control characters. What is no field (a line without a colon, with blanks in its name, the ``From`` line
+    of an mbox) is left out, its continuation lines too.
+    """
+    if data[:2] == b"\r\n":
+        return Headers()
+    end = data.find(b"\r\n\r\n", 0, _MAX_BLOCK)
+    block = data[: end if end >= 0 else _MAX_BLOCK].decode("latin-1")
+    unfolded = block.replace("\r\n ", " ").replace("\r\n\t", "\t")
+    fields: list[tuple[str, str]] = []
+    for line in unfolded.split("\r\n", _MAX_LINES)[:_MAX_LINES]:
+        name, _, value = line.partition(":")
+        if len(name) == len(line):
+            continue
+        if not _NAME.fullmatch(name):
+            # RFC 5322 section 4.5 (obsolete syntax): blanks may stand before the colon.
+            name = name.rstrip(" \t")
+            if not _NAME.fullmatch(name):
+                continue
+        if not value.isascii():
+            value = _utf8(value)
+        if not value.isprintable():
+            value = _CONTROLS.sub("", value)
+        fields.append((name, value.strip(" \t")[:_MAX_VALUE]))
+    return Headers(fields)
+
+
+def text_of(header: Headers, name: str) -> str:
+    """Return the first value of a field as people read it: encoded words decoded, at most 998 characters.
+
+    It is empty if there is no such field.
+    """
+    return decode_encoded_words(header.get(name)[:_MAX_ENCODED])[:_MAX_TEXT]
+
+
+def _utf8(text: str) -> str:
+    """Return the text, whose octets were read as ISO 8859-1, as UTF-8 if that is what they are (RFC 6532)."""
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        return text
+
+
+def decode_encoded_words(text: str) -> str:
+    """Return an unfolded header value with its encoded words decoded (RFC 2047), and control characters removed.
+
+    Blanks between two encoded words go (section 6.2). The octets of neighbours in one character set are joined before
+    they are decoded, since many programs cut a character in two. Words of an unknown character set, and words that do
+    not decode, stay as they came.
+    """
+    if "=?" not in text:
+        return text
+    parts: list[str] = []
+    run = _Run()
+    end = 0
+    for match in _ENCODED_WORD.finditer(text):
+        start = match.start()
+        octets = _octets(match)
+        if octets is None:
+            continue
+        charset = match[1].lower()
+        if not (run.charset and _BLANKS.fullmatch(text, end, start)):
+            parts += run.decoded(text), text[end:start]
+            run = _Run(charset, start)
+        elif charset != run.charset:
+            parts.append(run.decoded(text))
+            run = _Run(charset, start)
+        run.octets += octets
+        run.end = end = match.end()
+    parts += run.decoded(text), text[end:]
+    return _CONTROLS.sub("", "".join(parts))
+
+
+class _Run:
+    """Encoded words that stand side by side in one character set, as octets, and where they stand in the text."""
+
+    __slots__ = ("charset", "end", "octets", "start")
+
+    def __init__(self, charset: str = "", start: int = 0) -> None:
+        self.charset = charset
+        self.start = self.end = start
+        self.octets = bytearray()
+
+    def decoded(self, text: str) -> str:
+        """Return what the words say, or the words themselves if the octets are not of their character set."""
+        try:
+            return self.octets.decode(_CODEC.get(self.charset, self.charset or "ascii"))
+        except (LookupError, UnicodeError):  # a small build of Python lacks some character sets
+            return text[self.start : self.end]
+
+
+def _octets(word: re.Match[str]) -> bytes | None:
+    """Return the octets of an encoded word, or None if the character set or the encoding is not to be had."""
+    charset, encoding, text = word.groups()
+    if not text.isascii() or not _CHARSET.fullmatch(charset):
+        return None
+    if encoding in "Qq":
+        return binascii.a2b_qp(text, header=True)
+    digits = text.replace(" ", "").rstrip("=")
+    try:
+        return binascii.a2b_base64(digits + "=" * (-len(digits) % 4), strict_mode=True)
+    except binascii.Error:
+        return None

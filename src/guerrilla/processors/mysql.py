@@ -1,0 +1,106 @@
+"""MySql: the older name for keeping mail in MySQL or MariaDB, with the address in four keys of its own.
+
+The same as Sql otherwise, which has more keys. This file has the keys and the answers.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Final
+
+from pydantic import ConfigDict, field_validator
+from pydantic_core import PydanticCustomError
+
+from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, ProcessorConfig, Reply
+from guerrilla.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR, STORAGE_NOT_AVAILABLE
+from guerrilla.stores.dsn import mysql_dsn
+from guerrilla.stores.sql_database import Verdict
+from guerrilla.stores.sql_table import checked_name
+from guerrilla.stores.sql_writer import NotKeptError, SqlSettings, SqlWriter
+
+# Whatever it is, the sender did not do it: another server, or a mended one, may take the message.
+_ANSWERS: Final = {Verdict.REFUSED: LOCAL_ERROR, Verdict.FULL: INSUFFICIENT_STORAGE}
+
+
+class MySqlConfig(ProcessorConfig):
+    """The keys of MySql."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    mail_table: str = Field(default="new_mail", description="The table: letters, digits and _, at most 64.")
+    mysql_host: str = Field(
+        default="127.0.0.1:3306", description="Where the server is: host:port, or the path of its Unix socket."
+    )
+    mysql_user: str = Field(description="The user.")
+    mysql_pass: str = Field(repr=False, description="The user's password.")
+    mysql_db: str = Field(min_length=1, description="The database in which the table is.")
+    primary_mail_host: str = Field(
+        default_factory=socket.gethostname,
+        min_length=1,
+        max_length=255,
+        description="The host name in the column `to`; as a default, the machine's own.",
+    )
+    sql_create_table: bool = Field(default=False, description="Make the table at the start if it is not there.")
+
+    @field_validator("mail_table")
+    @classmethod
+    def _check_table(cls, value: str) -> str:
+        return checked_name(value)
+
+    @field_validator("mysql_host")
+    @classmethod
+    def _check_host(cls, value: str) -> str:
+        mysql_dsn(value, "", "", "")
+        return value
+
+    @field_validator("mysql_pass", mode="before")
+    @classmethod
+    def _check_password(cls, value: object) -> object:
+        """Show nothing of it, whatever it is."""
+        if not isinstance(value, str):
+            raise PydanticCustomError(
+                "refused", "{found}: {meant}", {"found": "not usable", "meant": "a text in double quotes is meant"}
+            )
+        return value
+
+    def settings(self) -> SqlSettings:
+        """Return what they say about the table."""
+        return SqlSettings(
+            dsn=mysql_dsn(self.mysql_host, self.mysql_user, self.mysql_pass, self.mysql_db),
+            table=self.mail_table,
+            host=self.primary_mail_host,
+            create_table=self.sql_create_table,
+        )
+
+
+class MySql(Processor[MySqlConfig]):
+    """Keeps the message in MySQL or MariaDB: one row per recipient in ``mail_table``, octet for octet.
+
+    The older name of Sql, with the keys ``mysql_host``, ``mysql_user``, ``mysql_pass`` and ``mysql_db``; what it reads
+    and sets, and when it answers, is as with Sql.
+    """
+
+    def __init__(self, config: MySqlConfig) -> None:
+        super().__init__(config)
+        self.writer = SqlWriter(config.settings())
+
+    async def initialize(self) -> None:
+        """Connect, and check the table. Raises RuntimeError; a server that is away is logged, and may come later."""
+        await self.writer.open(self.log)
+
+    async def shutdown(self) -> None:
+        """Finish what is under way and close the database."""
+        await self.writer.close()
+
+    async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
+        """Commit the rows, then pass on; take them back if the rest of the line does not keep the message."""
+        try:
+            kept = await self.writer.keep(envelope)
+        except NotKeptError as error:
+            self.log.error(error.event, queued_id=envelope.queued_id, cause=str(error))
+            return _ANSWERS.get(error.verdict, STORAGE_NOT_AVAILABLE)
+        async with kept:
+            reply = await call_next()
+            if reply.positive:
+                kept.confirm()
+        return reply

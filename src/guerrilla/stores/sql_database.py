@@ -1,0 +1,346 @@
+"""A database and its connections: what is special to each of the three, and what may go wrong with any.
+
+A call that fails or is cut short costs its connection, which is closed and never used again: half an answer may still
+be on its way. Only SQLite, which has no server and no network in between, is waited for and keeps its connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import AsyncAdaptedQueuePool, event, text
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from guerrilla.stores.dsn import Dsn
+
+ResultT = TypeVar("ResultT")
+
+STORE_ERRORS: Final = (SQLAlchemyError, OSError)
+"""What a call raises when the database does not do what it was asked, or cannot be reached, or not in time."""
+
+_MAX_PACKET: Final = 1 << 30
+"""Octets of a statement, where the server sets no limit that we have to know."""
+
+
+class Verdict(Enum):
+    """What an error of the database says about the next attempt."""
+
+    REFUSED = "what it was given does not fit in; anything else may"
+    FULL = "there is no room"
+    AGAIN = "the transaction is rolled back, or its connection lost: at once, once more"
+    AWAY = "it cannot be reached, or takes no work now"
+    WRONG = "it has answered, and there is something to mend: a password, a table, a bug"
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """One session on the server: its id, and what tells it from a later one of that id."""
+
+    number: int
+    mark: str
+
+
+class Database:
+    """A pool of connections. ``max_open`` of them at most, of which ``max_idle`` stay; ``lifetime`` is in seconds.
+
+    Raises:
+        RuntimeError: if the driver is not installed.
+    """
+
+    def __init__(self, dsn: Dsn, *, max_open: int = 0, max_idle: int = 2, lifetime: float = 0.0) -> None:
+        self.dsn = dsn
+        self.kind = dsn.kind
+        embedded = dsn.kind == "sqlite"
+        # SQLite has one writer at a time: more connections would only wait for one another.
+        max_open = 1 if embedded else max_open or _MAX_OPEN
+        idle = max(1, min(max_idle, max_open))
+        try:
+            self.engine: AsyncEngine = create_async_engine(
+                dsn.url,
+                connect_args=dict(dsn.connect_args),
+                poolclass=AsyncAdaptedQueuePool,
+                pool_size=idle,
+                max_overflow=max_open - idle,
+                pool_timeout=dsn.connect_seconds,
+                pool_recycle=max(1, round(lifetime)) if lifetime else -1,
+                pool_reset_on_return=None,  # a call ends its transaction, or its connection
+                hide_parameters=True,  # an error is logged: it must not show the mail
+            )
+        except ModuleNotFoundError as error:
+            raise RuntimeError(
+                f"sql_driver: {error.name} is not installed. Meant: pip install 'guerrilla[{dsn.kind}]'"
+            ) from error
+        event.listen(self.engine.sync_engine, "connect", _ON_CONNECT[dsn.kind])
+
+    async def call(
+        self, work: Callable[[AsyncConnection], Awaitable[ResultT]], *, seconds: float | None = None
+    ) -> ResultT:
+        """Do the work on a connection; close that if the work raises, is cancelled, or takes longer than ``seconds``.
+
+        Raises:
+            what the work raises, and those of ``STORE_ERRORS``, TimeoutError among them.
+        """
+        call = _Call(self, work)
+        limits = [limit for limit in (seconds, self.dsn.answer_seconds) if limit is not None]
+        task = asyncio.create_task(call.run())
+        try:
+            async with asyncio.timeout(min(limits, default=None)):
+                return await asyncio.shield(task)
+        except BaseException:
+            call.cut(task)
+            while not task.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait((task,))
+            if not task.cancelled():
+                task.exception()  # it has been seen
+            raise
+
+    async def end_session(self, session: Session) -> None:
+        """Return when there is no such session on the server, ending it if there is: nothing of it can come any more.
+
+        Raises:
+            those of ``STORE_ERRORS``: then it may still be there.
+        """
+        look, kill = _SESSIONS[self.kind]
+
+        async def end(connection: AsyncConnection) -> None:
+            values = {"number": session.number, "mark": session.mark}
+            pause = 0.01
+            while (await connection.execute(text(look), values)).first():
+                try:
+                    await connection.execute(text(kill), {"number": session.number})
+                except DBAPIError as error:
+                    if _mysql_code(error) != _NO_SUCH_THREAD:  # it went by itself
+                        raise
+                await connection.rollback()  # PostgreSQL shows one transaction always the same sessions
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 0.5)
+
+        await self.call(end, seconds=self.dsn.connect_seconds + 10.0)
+
+    async def close(self) -> None:
+        """Close all connections that no call has."""
+        await self.engine.dispose()
+
+
+class _Call:
+    """One piece of work and the connection that it has, so that it can be cut short from outside."""
+
+    __slots__ = ("_connection", "_database", "_driver", "_work")
+
+    def __init__(self, database: Database, work: Callable[[AsyncConnection], Awaitable[Any]]) -> None:
+        self._database = database
+        self._work = work
+        self._driver: Any = None
+        self._connection: AsyncConnection | None = None
+
+    async def run(self) -> Any:
+        database = self._database
+        # A driver's own limit may end with the socket's connection, and not hold for what the server says next.
+        async with asyncio.timeout(None if database.kind == "sqlite" else database.dsn.connect_seconds):
+            connection = await database.engine.connect()
+        try:
+            self._driver = (await connection.get_raw_connection()).driver_connection
+            return await self._work(connection)
+        except BaseException:
+            if database.kind != "sqlite":
+                self._close_driver()
+                await connection.invalidate()
+            raise
+        finally:
+            await connection.close()
+
+    def cut(self, task: asyncio.Task[Any]) -> None:
+        """End the work, wherever it is. What SQLite has begun is waited for: it takes no longer than the disk."""
+        if self._database.kind == "sqlite" or task.done():
+            return
+        self._close_driver()
+        # asyncpg ends what waits when it is closed; cancelled, it would ask the server to cancel, and wait for that.
+        if self._driver is None or self._database.kind == "mysql":
+            task.cancel()
+
+    def _close_driver(self) -> None:
+        """Close the socket at once, without a word to the server, which may hear nothing."""
+        if self._driver is not None:
+            self._driver.close() if self._database.kind == "mysql" else self._driver.terminate()
+
+
+# What each database is told, and asked, when a connection is made
+
+_MAX_OPEN: Final = 5
+"""Connections when none are set: one writes, one takes back, the others read."""
+
+_NO_SUCH_THREAD: Final = 1094
+
+_SESSIONS: Final = {
+    "mysql": (
+        "SELECT 1 FROM information_schema.processlist WHERE id = :number AND host = :mark",
+        "KILL CONNECTION :number",
+    ),
+    "postgres": (
+        "SELECT 1 FROM pg_stat_activity "
+        "WHERE pid = :number AND CAST(extract(epoch FROM backend_start) AS text) = :mark",
+        "SELECT pg_terminate_backend(:number)",
+    ),
+}
+
+
+def session_of(connection: AsyncConnection) -> Session | None:
+    """Return the session of a connection; SQLite has none."""
+    return connection.info.get("session")
+
+
+def max_packet_of(connection: AsyncConnection) -> int:
+    """Return how many octets a statement may have."""
+    size: int = connection.info.get("max_packet", _MAX_PACKET)
+    return size
+
+
+def _greet_sqlite(connection: Any, _: object) -> None:
+    """Set up a connection: a write-ahead log that is on disk when COMMIT returns, and five seconds for a lock."""
+    cursor = connection.cursor()
+    try:
+        for pragma in ("busy_timeout = 5000", "journal_mode = WAL", "synchronous = FULL"):
+            cursor.execute(f"PRAGMA {pragma}")
+    finally:
+        cursor.close()
+
+
+def _greet_mysql(connection: Any, record: Any) -> None:
+    """Learn the session, what a statement may have, and whether COMMIT means on disk."""
+    cursor = connection.cursor()
+    try:
+        cursor.execute(
+            "SELECT CONNECTION_ID(), @@max_allowed_packet, @@innodb_flush_log_at_trx_commit, "
+            "(SELECT host FROM information_schema.processlist WHERE id = CONNECTION_ID())"
+        )
+        number, packet, flush, host = cursor.fetchone()
+    finally:
+        cursor.close()
+    connection.rollback()
+    record.info.update(session=Session(number, host), max_packet=int(packet), durable=int(flush) == 1)
+
+
+def _greet_postgres(connection: Any, record: Any) -> None:
+    """Learn the session, and have COMMIT wait for the disk whatever the server's default is."""
+    cursor = connection.cursor()
+    try:
+        cursor.execute(
+            "SELECT pg_backend_pid(), (SELECT CAST(extract(epoch FROM backend_start) AS text) "
+            "FROM pg_stat_activity WHERE pid = pg_backend_pid()), "
+            "current_setting('synchronous_commit'), current_setting('fsync')"
+        )
+        number, start, synchronous, fsync = cursor.fetchone()
+        if synchronous == "off":
+            cursor.execute("SET synchronous_commit TO on")
+    finally:
+        cursor.close()
+    connection.commit()
+    record.info.update(session=Session(number, start), durable=fsync == "on")
+
+
+_ON_CONNECT: Final = {"sqlite": _greet_sqlite, "mysql": _greet_mysql, "postgres": _greet_postgres}
+
+
+def make_sqlite_file(path: Path, create: bool) -> None:
+    """Make the file, for its owner only, if it is to be made and not there; SQLite would let everyone read it.
+
+    Raises:
+        OSError: if it cannot be made, or is not there.
+    """
+    if not create:
+        os.stat(path)
+        return
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return
+    # The file is there after a power cut only if its folder says so.
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+# Errors
+
+# The numbers of MySQL and MariaDB: dev.mysql.com/doc/mysql-errors, mariadb.com/kb/en/mariadb-error-code-reference.
+_MYSQL_VERDICTS: Final = {
+    Verdict.REFUSED: {1153, 1264, 1265, 1292, 1364, 1366, 1406, 1644, 3819, 4025},
+    Verdict.FULL: {1021, 1041, 1114, 1713, 3675},
+    Verdict.AGAIN: {1053, 1205, 1213, 1317, 1927, 2006, 2013, 2014, 4031},
+    Verdict.AWAY: {1040, 1129, 1158, 1159, 1160, 1161, 1203, 1226, 1290, 1836, 2002, 2003},
+}
+# Those of PostgreSQL, or their first two characters: postgresql.org/docs/current/errcodes-appendix.html.
+_POSTGRES_VERDICTS: Final = {
+    Verdict.REFUSED: {"22", "23", "44", "54", "P0001"},
+    Verdict.FULL: {"53100"},
+    Verdict.AGAIN: {"08", "25P03", "40", "55P03", "57P01", "57P02", "57P05"},
+    Verdict.AWAY: {"25006", "53", "57", "58"},
+}
+_SERVER_ERROR_1030: Final = 1030
+
+
+def judge(error: BaseException) -> Verdict:
+    """Say what an error means for the next attempt."""
+    if isinstance(error, IntegrityError | DataError | OverflowError):
+        return Verdict.REFUSED
+    if not isinstance(error, DBAPIError):
+        return Verdict.AWAY if isinstance(error, STORE_ERRORS) else Verdict.WRONG
+    cause = error.orig
+    if isinstance(cause, sqlite3.Error):
+        full = getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        return Verdict.FULL if full else Verdict.WRONG
+    code = _mysql_code(error)
+    if code is not None:
+        if code == _SERVER_ERROR_1030 and "28" in str(cause):  # error 28 of the system: no space left
+            return Verdict.FULL
+        return next((verdict for verdict, codes in _MYSQL_VERDICTS.items() if code in codes), _lost_or_wrong(error))
+    state = getattr(cause, "sqlstate", None) or ""
+    for verdict, states in _POSTGRES_VERDICTS.items():
+        if state in states or state[:2] in states:
+            return verdict
+    # Not sent by the server: a value that asyncpg cannot write, or a connection that is gone.
+    if not state and "invalid input for query argument" in str(cause):
+        return Verdict.REFUSED
+    return _lost_or_wrong(error)
+
+
+def rolled_back(error: BaseException) -> bool:
+    """Whether the server itself says that it has undone the transaction: a deadlock, a conflict, a refused value."""
+    state = getattr(error.orig, "sqlstate", None) if isinstance(error, DBAPIError) else None
+    return (state or "")[:2] in ("22", "23", "40")
+
+
+def _lost_or_wrong(error: DBAPIError) -> Verdict:
+    return Verdict.AGAIN if error.connection_invalidated or _connection_lost(error.orig) else Verdict.WRONG
+
+
+def _connection_lost(cause: BaseException | None) -> bool:
+    """Whether the driver says by its words that the connection is gone; it has no number for it."""
+    words = str(cause).lower()
+    return any(each in words for each in ("connection was closed", "connection is closed", "not connected", "network"))
+
+
+def _mysql_code(error: DBAPIError) -> int | None:
+    """Return the number of an error of MySQL or its driver; None if it is another database's."""
+    arguments = error.orig.args if error.orig is not None else ()
+    return arguments[0] if len(arguments) == 2 and isinstance(arguments[0], int) else None
+
+
+def cause_of(error: BaseException) -> str:
+    """Return what the database said, on one line, without the statement that SQLAlchemy adds."""
+    said = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    code = said.args[0] if len(said.args) == 2 and isinstance(said.args[0], int) else None
+    words = f"{said.args[1]} ({code})" if code is not None and not isinstance(said, OSError) else str(said)
+    return " ".join(words.split()) or type(said).__name__

@@ -1,0 +1,112 @@
+"""What a message becomes in the table of mail: a row per recipient, and its octets once for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC
+from ipaddress import ip_address
+from typing import Final, Protocol, runtime_checkable
+
+from guerrilla.envelope import Address, Envelope
+from guerrilla.stores.sql_table import Row
+
+_MAX_ON_LOOP: Final = 1 << 20
+"""Octets that are copied at once, in well under a millisecond; more goes to a thread: it may have to come from disk."""
+
+
+@runtime_checkable
+class _Compressed(Protocol):
+    """What Compressor leaves in ``values["zlib-compressor"]``."""
+
+    async def data(self) -> bytes:
+        """Return the compressed message."""
+        ...
+
+
+class Letter:
+    """One message on its way into the table. Its octets stay where they are until ``mail`` is asked for.
+
+    The octets go elsewhere if ``values["redis"]`` is "redis", as Redis leaves it: then ``body`` says so, the column
+    ``mail`` stays empty, and every row has the hash that is the key there. After Compressor, ``body`` is "gzip".
+    """
+
+    __slots__ = ("_compressed", "_envelope", "rows", "size")
+
+    def __init__(self, envelope: Envelope, host: str) -> None:
+        self._envelope = envelope
+        compressed = envelope.values.get("zlib-compressor")
+        self._compressed = compressed if isinstance(compressed, _Compressed) else None
+        in_redis = envelope.values.get("redis") == "redis"
+        body = "redis" if in_redis else "gzip" if self._compressed else ""
+        self.rows = _rows(envelope, host, body)
+        self.size = 0 if in_redis else len(envelope) * len(self.rows)
+        """Octets that the rows take, about."""
+
+    @property
+    def keys(self) -> list[tuple[str, str]]:
+        """Hash and recipient of each row."""
+        return [(row["hash"], row["recipient"]) for row in self.rows]
+
+    async def mail(self) -> bytes:
+        """Return what the column ``mail`` holds."""
+        if not self.size:
+            return b""
+        if self._compressed is not None:
+            return await self._compressed.data()
+        if len(self._envelope) <= _MAX_ON_LOOP:
+            return bytes(self._envelope)
+        return await asyncio.to_thread(bytes, self._envelope)
+
+
+def _rows(envelope: Envelope, host: str, body: str) -> list[Row]:
+    """Return one row per recipient, without the octets."""
+    sender = clean(str(envelope.mail_from), 255)
+    header = envelope.header
+    common: Row = {
+        "date": envelope.received_at.astimezone(UTC).replace(tzinfo=None),
+        "from": sender,
+        "subject": clean(envelope.subject, 255),
+        "body": body,
+        "spam_score": 0.0,
+        "content_type": clean(header.get("Content-Type"), 64),
+        "has_attach": 0,
+        "ip_addr": _packed(envelope.remote_ip),
+        "return_path": sender,
+        "is_tls": envelope.tls is not None,
+        "reply_to": clean(_in_brackets(header.get("Reply-To")), 256),
+        "sender": clean(_in_brackets(header.get("Sender")), 256),
+    }
+    message_id = _in_brackets(header.get("Message-ID"))
+    hashes = envelope.hashes
+    if len(hashes) != len(envelope.rcpt_to):
+        hashes = [envelope.queued_id] * len(envelope.rcpt_to)
+    elif body == "redis":
+        hashes = hashes[:1] * len(hashes)
+    return [
+        common
+        | {
+            "to": clean(str(Address(recipient.user, host)), 256),
+            "recipient": clean(str(recipient), 255),
+            "hash": clean(key, 32),
+            "message_id": clean(message_id or f"{key}.{recipient.user}@{host}", 256),
+        }
+        for recipient, key in zip(envelope.rcpt_to, hashes, strict=True)
+    ]
+
+
+def _packed(ip: str) -> bytes:
+    """Return the address in network order, 4 or 16 octets; nothing if it is none."""
+    try:
+        return ip_address(ip).packed
+    except ValueError:
+        return b""
+
+
+def _in_brackets(value: str) -> str:
+    """Return what stands in the last pair of angle brackets, the address of a header field; else all of it."""
+    return value.rpartition("<")[2].partition(">")[0] if "<" in value else value
+
+
+def clean(text: str, width: int) -> str:
+    """Return the text as a column takes it: so many characters, without NUL and lone surrogates."""
+    return text[:width].replace("\0", "").encode("utf-8", "replace").decode("utf-8")

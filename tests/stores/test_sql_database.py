@@ -1,0 +1,127 @@
+"""A Database ends what it is told to end, and never uses a connection again whose call was cut short."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import event, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+from tests.stores.sql_databases import EmptyDatabase
+
+from guerrilla.stores.sql_database import Database, Session, Verdict, cause_of, judge, session_of
+
+SLEEP = {"mysql": "SELECT SLEEP(60)", "postgres": "SELECT pg_sleep(60)"}
+
+
+@pytest.fixture
+async def pool(networked: EmptyDatabase) -> AsyncIterator[Database]:
+    pool = Database(networked.dsn, max_open=2)
+    yield pool
+    await pool.close()
+
+
+async def ask(connection: AsyncConnection) -> Session:
+    await connection.execute(text("SELECT 1"))
+    session = session_of(connection)
+    assert session is not None
+    return session
+
+
+async def test_connection_is_kept(pool: Database) -> None:
+    """After a call that went well the connection is there for the next."""
+    assert await pool.call(ask) == await pool.call(ask)
+
+
+async def test_connection_of_a_failed_call(pool: Database) -> None:
+    """After a call that failed it is not, whatever it failed of."""
+
+    async def fail(connection: AsyncConnection) -> None:
+        sessions.append(await ask(connection))
+        raise ValueError("a bug")
+
+    sessions: list[Session] = []
+    with pytest.raises(ValueError, match="a bug"):
+        await pool.call(fail)
+    assert await pool.call(ask) not in sessions
+
+
+@pytest.mark.parametrize("how", ["cancelled", "out of time"])
+async def test_connection_of_a_call_cut_short(networked: EmptyDatabase, pool: Database, how: str) -> None:
+    """Nor after one that was cut short while the server worked: the next call gets its own answer."""
+    working = asyncio.Event()
+    sessions: list[Session] = []
+
+    async def work(connection: AsyncConnection) -> None:
+        sessions.append(await ask(connection))
+        working.set()
+        await connection.execute(text(SLEEP[networked.kind]))
+
+    call = asyncio.create_task(pool.call(work, seconds=0.1 if how == "out of time" else None))
+    await working.wait()
+    if how == "cancelled":
+        call.cancel()
+    with pytest.raises((asyncio.CancelledError, TimeoutError)):
+        await call
+    assert await pool.call(ask) not in sessions
+
+
+async def test_cut_while_it_connects(networked: EmptyDatabase) -> None:
+    """A server that takes the connection and says nothing does not hold a call longer than it may take to connect."""
+    assert networked.server is not None
+    pool = Database(replace(networked.dsn, connect_seconds=0.2))
+    networked.server.freeze()
+    try:
+        with pytest.raises(TimeoutError):
+            await pool.call(ask)
+    finally:
+        networked.server.thaw()
+    await pool.close()
+
+
+async def test_end_session(pool: Database) -> None:
+    """A session that is ended is gone, and a later one of its number is left alone; so is one that never was."""
+
+    async def work(connection: AsyncConnection) -> None:
+        session = await ask(connection)
+        await pool.end_session(Session(session.number, "another"))
+        assert await ask(connection) == session
+        await pool.end_session(session)
+        await ask(connection)
+
+    with pytest.raises(DBAPIError) as caught:
+        await pool.call(work)
+    assert judge(caught.value) is Verdict.AGAIN
+    await pool.end_session(Session(1 << 30, "x"))
+
+
+async def test_max_open(networked: EmptyDatabase, pool: Database) -> None:
+    """There are never more connections than there may be, and those that are not needed are closed."""
+    opened: list[object] = []
+    event.listen(pool.engine.sync_engine, "connect", lambda *_: opened.append(_))
+    await asyncio.gather(*(pool.call(ask) for _ in range(20)))
+    assert len(opened) == 2
+
+
+async def test_values_that_are_refused(networked: EmptyDatabase, pool: Database) -> None:
+    """A value that does not fit is the value's fault, and the cause says so without the value."""
+    networked.sql("CREATE TABLE t (x VARCHAR(3))")
+
+    async def work(connection: AsyncConnection) -> None:
+        await connection.execute(text("INSERT INTO t VALUES (:x)"), [{"x": "a"}, {"x": "secret"}])
+
+    with pytest.raises(DBAPIError) as caught:
+        await pool.call(work)
+    assert judge(caught.value) is Verdict.REFUSED
+    assert "too long" in cause_of(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_driver_that_is_not_installed(networked: EmptyDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its driver a database cannot be used, and it is said how to get it."""
+    monkeypatch.setitem(__import__("sys").modules, "asyncmy" if networked.kind == "mysql" else "asyncpg", None)
+    with pytest.raises(RuntimeError, match=rf"pip install 'guerrilla\[{networked.kind}\]'"):
+        Database(networked.dsn)
