@@ -1,4 +1,4 @@
-"""guerrillad, the command line: serve, check, processors, schema, version.
+"""guerrillad, the command line: serve, check, processors, schema, schema-sql, cat, version.
 
 Nothing is decided here: the commands read arguments, call the daemon, the registry or the configuration, and print. The
 flags and the names of the default files are those of the Go program.
@@ -25,32 +25,24 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import WithDefaultSchema
 
 from guerrilla.backends.registry import GatewayConfig, ProcessorInfo, Registry
-from guerrilla.config import AppConfig, ConfigError, Problem, ServerConfig, TLSConfig, load
+from guerrilla.cli_config import ConfigOption, read_configuration
+from guerrilla.cli_stores import cat, schema_sql
+from guerrilla.config import AppConfig, ConfigError, Problem, ServerConfig, TLSConfig
 from guerrilla.daemon import Daemon, StartError
 from guerrilla.server.tls import TLSError, make_context
 
-DEFAULT_FILES = ("goguerrilla.conf", "goguerrilla.conf.json")
 DEFAULT_PID_FILE = "/var/run/go-guerrilla.pid"
 
 app = typer.Typer(
     help="guerrillad, the inbound mail engine: receives mail by SMTP and runs it down a production line.",
-    epilog="Exit codes: 0 fine; 1 bad configuration, or the server could not start; 2 wrong use of the command line.",
+    epilog="Exit codes: 0 fine; 1 bad configuration, the server could not start, or the message cannot be had; "
+    "2 wrong use of the command line.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        "-c",
-        help="Configuration file, JSON or TOML. Default: goguerrilla.conf, or else goguerrilla.conf.json; "
-        "if there is neither, mail for anybody is taken on 127.0.0.1:2525 and kept in guerrilla.db.",
-        show_default=False,
-    ),
-]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log everything: level debug.")]
 
 
@@ -84,7 +76,7 @@ def serve(
     verbose: VerboseOption = False,
 ) -> None:
     """Receive mail until SIGTERM, SIGINT (Ctrl-C) or SIGQUIT; messages on their way are finished first."""
-    settings = with_options(_read(config, Registry()), pid_file, verbose=verbose or context.obj)
+    settings = with_options(read_configuration(config, Registry()), pid_file, verbose=verbose or context.obj)
     try:
         Daemon(settings).run(
             lambda daemon: _say(announcement(settings, daemon.addresses, _line(daemon.registry, settings)))
@@ -100,7 +92,7 @@ def serve(
 def check(config: ConfigOption = None) -> None:
     """Check the configuration: keys, values, processors, TLS files, addresses. Nothing is started or changed."""
     registry = Registry()
-    settings = _read(config, registry)
+    settings = read_configuration(config, registry)
     problems = [*settings.warnings, *_outside(settings)]
     _complain(settings, problems)
     if not all(problem.warning for problem in problems):
@@ -147,6 +139,10 @@ def version() -> None:
     typer.echo(f"uvloop {uvloop}" if uvloop else "asyncio (uvloop is not installed)")
 
 
+app.command()(cat)
+app.command()(schema_sql)  # "schema-sql"
+
+
 class _Schema(GenerateJsonSchema):
     """Pydantic's, with the default of a duration written as the duration itself is."""
 
@@ -173,24 +169,6 @@ def configuration_schema(registry: Registry) -> dict[str, Any]:
     # Processors by import path bring keys of their own: what is not named here is not wrong.
     result["properties"]["backend_config"] |= {"properties": backend, "additionalProperties": True}
     return result
-
-
-# Reading the configuration
-
-
-def _read(path: Path | None, registry: Registry) -> AppConfig:
-    # At the end: a file that happens to lie here must not stand before a module of Python.
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    if path is None:
-        path = next((Path(name) for name in DEFAULT_FILES if os.path.exists(name)), None)
-    if path is None:
-        return AppConfig.embedded()
-    try:
-        return load(path, registry.check)
-    except ConfigError as error:
-        typer.echo(error, err=True)
-        raise typer.Exit(1) from None
 
 
 def with_options(settings: AppConfig, pid_file: str, *, verbose: bool) -> AppConfig:

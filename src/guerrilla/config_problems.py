@@ -105,7 +105,7 @@ def _problem(details: ErrorDetails, model: type[BaseModel], prefix: str) -> Prob
     if kind == "refused":
         return Problem(place, str(context["found"]), str(context["meant"]))
     # A password does not belong on a terminal or in a log.
-    secret = isinstance(details["input"], str) and _SECRET.search(place)
+    secret = isinstance(details["input"], str) and details["input"] and _SECRET.search(place)
     found = "found a value that is not shown" if secret else f"found {shown(details['input'])}"
     if kind == "value_error":  # what a validator of a processor says is already plain
         return Problem(place, found, str(context["error"]))

@@ -58,6 +58,7 @@ class Client:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self.was_reset = False
         self._loop = asyncio.get_running_loop()
         self._received = b""
         self._tls: ssl.SSLObject | None = None
@@ -94,7 +95,8 @@ class Client:
                 try:
                     octets = await self._loop.sock_recv(self.sock, 65536)
                 except ConnectionResetError:
-                    octets = b""
+                    self.was_reset = True
+                    return b""
             if self._tls is None or not octets:
                 return octets
             self._incoming.write(octets)

@@ -29,7 +29,8 @@ def test_pytest_finds_the_fixture_and_each_test_has_a_server_that_ends_with_it(p
         import pathlib, smtplib
 
         def test_one(guerrilla_server):
-            smtplib.SMTP(guerrilla_server.host, guerrilla_server.port).sendmail("a@b.test", "c@d.test", "You")
+            with smtplib.SMTP(guerrilla_server.host, guerrilla_server.port) as client:
+                client.sendmail("a@b.test", "c@d.test", "You")
             assert len(guerrilla_server.envelopes) == 1
             pathlib.Path("port").write_text(str(guerrilla_server.port))
 
@@ -37,6 +38,6 @@ def test_pytest_finds_the_fixture_and_each_test_has_a_server_that_ends_with_it(p
             assert guerrilla_server.envelopes == []
         """
     )
-    pytester.runpytest_inprocess("-p", "no:asyncio").assert_outcomes(passed=2)
+    pytester.runpytest_subprocess("-p", "no:asyncio").assert_outcomes(passed=2)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", int((pytester.path / "port").read_text())))

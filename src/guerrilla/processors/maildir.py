@@ -13,7 +13,8 @@ from pydantic import field_validator
 
 from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, ProcessorConfig, Reply
 from guerrilla.smtp.replies import INSUFFICIENT_STORAGE, NO_SUCH_USER, STORAGE_NOT_AVAILABLE
-from guerrilla.stores.maildir import Delivery
+from guerrilla.stores.base import Bodies, MailStore
+from guerrilla.stores.maildir import Delivery, MaildirStore
 from guerrilla.stores.maildir_folder import UnknownUserError, unique_name
 from guerrilla.stores.maildir_users import Layout, parse_user_map
 
@@ -119,6 +120,10 @@ class MailDir(Processor[MailDirConfig]):
         if not kept:
             await self._take_back(delivery, storing)
         return reply
+
+    def mail_store(self, bodies: Bodies | None = None) -> MailStore:
+        """Return the Maildirs of all users, to be read."""
+        return MaildirStore(self.layout)
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))

@@ -13,7 +13,9 @@ from pydantic_core import PydanticCustomError
 
 from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, ProcessorConfig, Reply
 from guerrilla.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR, STORAGE_NOT_AVAILABLE
+from guerrilla.stores.base import Bodies, MailStore
 from guerrilla.stores.dsn import mysql_dsn
+from guerrilla.stores.sql import SqlStore
 from guerrilla.stores.sql_database import Verdict
 from guerrilla.stores.sql_table import checked_name
 from guerrilla.stores.sql_writer import NotKeptError, SqlSettings, SqlWriter
@@ -104,3 +106,8 @@ class MySql(Processor[MySqlConfig]):
             if reply.positive:
                 kept.confirm()
         return reply
+
+    def mail_store(self, bodies: Bodies | None = None) -> MailStore:
+        """Return the table to be read; ``bodies`` has the octets of rows that say "redis"."""
+        settings = self.writer.settings
+        return SqlStore(settings.dsn, settings.table, bodies)

@@ -12,6 +12,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from guerrilla.backends.batch import Batcher
 from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, ProcessorConfig, Reply
 from guerrilla.smtp.replies import STORAGE_NOT_AVAILABLE
+from guerrilla.stores.base import Bodies
 from guerrilla.stores.redis import RedisBodies, parse_interface
 
 _KEY = "redis"
@@ -138,6 +139,10 @@ class Redis(Processor[RedisConfig]):
         if not kept:
             await self._take_back(copy.key)
         return reply
+
+    def mail_bodies(self) -> Bodies:
+        """Return the bodies, to be read over connections of their own."""
+        return RedisBodies(self.config.redis_interface)
 
     async def _commit(self, batch: Sequence[_Copy]) -> None:
         """Store the bodies of a batch; one that cannot be made, or that Redis refuses, has its own error."""

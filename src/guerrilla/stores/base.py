@@ -5,10 +5,10 @@ Reading back stands here; how mail gets into a store is each store's own, and it
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,4 +50,44 @@ class MailStore(Protocol):
 
     async def close(self) -> None:
         """Give back what is open. May be called twice."""
+        ...
+
+
+class Bodies(Protocol):
+    """Where the octets of messages are whose rows are elsewhere."""
+
+    async def get(self, key: str) -> bytes | None:
+        """Return what is stored under the key, compressed or not."""
+        ...
+
+    async def delete(self, keys: Iterable[str]) -> int:
+        """Remove what is stored under the keys, and return how many of them were there."""
+        ...
+
+    async def close(self) -> object:
+        """Give back what is open. May be called twice."""
+        ...
+
+
+@runtime_checkable
+class ReadsBack(Protocol):
+    """A processor whose mail can be read back. It is asked without being initialized, and may be running as well."""
+
+    def mail_store(self, bodies: Bodies | None = None) -> MailStore:
+        """Return the store, connected to nothing yet; the caller closes it.
+
+        ``bodies`` is where the same line keeps the octets that the store itself only refers to.
+
+        Raises:
+            RuntimeError: if the driver is not installed.
+        """
+        ...
+
+
+@runtime_checkable
+class KeepsBodies(Protocol):
+    """A processor that keeps octets alone, which can be had by their key and not be listed."""
+
+    def mail_bodies(self) -> Bodies:
+        """Return where they are, connected to nothing yet; the caller closes it."""
         ...

@@ -7,43 +7,27 @@ they share one, and are shown as one message, to the first of them.
 from __future__ import annotations
 
 import asyncio
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import ColumnElement, Row, Select, delete, exists, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from guerrilla.stores.base import MailSummary
+from guerrilla.stores.base import Bodies, MailSummary
+from guerrilla.stores.compression import decompressed, decompressed_body
 from guerrilla.stores.dsn import Dsn
-from guerrilla.stores.sql_database import Database
+from guerrilla.stores.sql_database import Database, make_sqlite_file
 from guerrilla.stores.sql_letter import clean
 from guerrilla.stores.sql_table import create_statements, mail_table
 
 __all__ = ["Bodies", "SqlStore", "create_statements"]
 
+ResultT = TypeVar("ResultT")
+
 _SECONDS: Final = 30.0
 """How long the database may take to answer a reader."""
-
-_MAX_ON_LOOP: Final = 64 * 1024
-"""Octets that are decompressed at once; more goes to a thread."""
-
-
-class Bodies(Protocol):
-    """Where the octets are whose rows say that they are in Redis."""
-
-    async def get(self, key: str) -> bytes | None:
-        """Return what is stored under the key."""
-        ...
-
-    async def delete(self, keys: Iterable[str]) -> int:
-        """Remove what is stored under the keys."""
-        ...
-
-    async def close(self) -> object:
-        """Give back what is open."""
-        ...
 
 
 class SqlStore:
@@ -104,13 +88,8 @@ class SqlStore:
         body, mail = rows[0].body, bytes(rows[0].mail)
         if body == "redis":
             octets = await self._bodies.get(key) if self._bodies is not None else None
-            if octets is None:
-                return None
-            try:
-                return await _decompressed(octets)
-            except zlib.error:
-                return octets  # Compressor was not in the line, and a header line is no zlib stream
-        return await _decompressed(mail) if body == "gzip" else mail
+            return None if octets is None else await decompressed_body(octets)
+        return await decompressed(mail) if body == "gzip" else mail
 
     async def delete(self, key: str) -> bool:
         """Remove the message for good, with its octets in Redis, for all who share its key; return if it was there."""
@@ -127,7 +106,7 @@ class SqlStore:
                 removed = await connection.execute(delete(self._table).where(columns.hash == wanted))
             return removed.rowcount, in_redis is not None
 
-        removed, in_redis = await self._database.call(work, seconds=_SECONDS)
+        removed, in_redis = await self._call(work)
         if in_redis and self._bodies is not None:
             await self._bodies.delete([key])
         return removed > 0
@@ -150,16 +129,16 @@ class SqlStore:
             rows: Sequence[Row[Any]] = (await connection.execute(statement)).all()
             return rows
 
-        return await self._database.call(work, seconds=_SECONDS)
+        return await self._call(work)
+
+    async def _call(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
+        database = self._database
+        if database.kind == "sqlite":
+            # Who reads makes no file: SQLite would, and one that everyone may read.
+            await asyncio.to_thread(make_sqlite_file, Path(str(database.dsn)), create=False)
+        return await database.call(work, seconds=_SECONDS)
 
 
 def _summary(row: Row[Any]) -> MailSummary:
     date: datetime = row.date
     return MailSummary(row.hash, date.replace(tzinfo=UTC), row.sender, row.recipient, row.subject, row.size)
-
-
-async def _decompressed(octets: bytes) -> bytes:
-    """Decompress one zlib stream. Raises zlib.error if it is none."""
-    if len(octets) <= _MAX_ON_LOOP:
-        return zlib.decompress(octets)
-    return await asyncio.to_thread(zlib.decompress, octets)
