@@ -19,6 +19,7 @@ from tests.private_servers import DatabaseServer, MariaDB, PhpFpm, PostgreSQL, R
 from guerrilla.backends.processor import Processor
 from guerrilla.envelope import Address, Envelope
 from guerrilla.processors.fastcgi import FastCGI, FastCGIConfig
+from guerrilla.processors.guerrilla_db_redis import GuerrillaDbRedis, GuerrillaDbRedisConfig
 from guerrilla.processors.maildir import MailDir, MailDirConfig
 from guerrilla.processors.mysql import MySql, MySqlConfig
 from guerrilla.processors.redis import Redis, RedisConfig
@@ -105,6 +106,29 @@ def bodies_in_redis(redis: RedisServer) -> Subject:
 
 
 @pytest.fixture
+def rows_and_redis(mariadb: MariaDB, redis: RedisServer, bodies_in_redis: Subject) -> Subject:
+    """Every row is a copy: its octets are where it says; so is a body in Redis to which no row belongs."""
+    database = mariadb.create_database()
+    in_rows = in_table(mariadb.url(database))
+
+    async def stored(envelope: Envelope) -> Sequence[bytes]:
+        rows, bodies = await in_rows(envelope), await bodies_in_redis.stored(envelope)
+        return [mail or b"".join(bodies) for mail in rows] or bodies
+
+    def make() -> GuerrillaDbRedis:
+        config = GuerrillaDbRedisConfig(
+            sql_driver="mysql",
+            sql_dsn=mariadb.go_dsn(database),
+            sql_create_table=True,
+            redis_interface=redis.address,
+            redis_expire_seconds=7200,
+        )
+        return GuerrillaDbRedis(config)
+
+    return Subject(make=make, stored=stored, server=mariadb)
+
+
+@pytest.fixture
 def maildir(tmp_path: Path) -> Subject:
     for user in ("joe", "ann"):
         (tmp_path / user / "Maildir").mkdir(parents=True)
@@ -166,7 +190,17 @@ def fastcgi(php_fpm: PhpFpm) -> Iterator[Subject]:
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize(
-    "store", ["sqlite", "sql_on_mariadb", "sql_on_postgres", "mysql", "bodies_in_redis", "maildir", "fastcgi"]
+    "store",
+    [
+        "sqlite",
+        "sql_on_mariadb",
+        "sql_on_postgres",
+        "mysql",
+        "bodies_in_redis",
+        "rows_and_redis",
+        "maildir",
+        "fastcgi",
+    ],
 )
 async def test_store_keeps_the_contract(store: str, check: Check, request: pytest.FixtureRequest) -> None:
     """What the check is about holds for the store."""

@@ -31,6 +31,8 @@ _SHIPPED: Final = {
     "Sql": "guerrilla.processors.sql:Sql",
     "MySql": "guerrilla.processors.mysql:MySql",
     "Redis": "guerrilla.processors.redis:Redis",
+    "GuerrillaDbRedis": "guerrilla.processors.guerrilla_db_redis:GuerrillaDbRedis",
+    "GuerrillaRedisDB": "guerrilla.processors.guerrilla_db_redis:GuerrillaDbRedis",
     "MailDir": "guerrilla.processors.maildir:MailDir",
     "FastCGI": "guerrilla.processors.fastcgi:FastCGI",
 }
@@ -41,8 +43,7 @@ _DEAD_KEYS: Final = {
     "process_stack": "meant: save_process",
     "save_processors": "meant: save_process",
     "validate_processors": "meant: validate_process",
-    "redis_mysql_batch_timeout": "",
-    "redis_sql_batch_timeout": "",
+    "redis_mysql_batch_timeout": "meant: redis_sql_batch_timeout",
 }
 """Keys that files of the Go program have and nothing reads: no typing errors, but perhaps not what was meant."""
 

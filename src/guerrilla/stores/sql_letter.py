@@ -30,16 +30,16 @@ class Letter:
     ``mail`` stays empty, and every row has the hash that is the key there. After Compressor, ``body`` is "gzip".
     """
 
-    __slots__ = ("_compressed", "_envelope", "rows", "size")
+    __slots__ = ("_compressed", "_elsewhere", "_envelope", "rows", "size")
 
     def __init__(self, envelope: Envelope, host: str) -> None:
         self._envelope = envelope
         compressed = envelope.values.get("zlib-compressor")
         self._compressed = compressed if isinstance(compressed, _Compressed) else None
-        in_redis = envelope.values.get("redis") == "redis"
-        body = "redis" if in_redis else "gzip" if self._compressed else ""
+        self._elsewhere = envelope.values.get("redis") == "redis"
+        body = "redis" if self._elsewhere else "gzip" if self._compressed else ""
         self.rows = _rows(envelope, host, body)
-        self.size = 0 if in_redis else len(envelope) * len(self.rows)
+        self.size = 0 if self._elsewhere else len(envelope) * len(self.rows)
         """Octets that the rows take, about."""
 
     @property
@@ -49,7 +49,7 @@ class Letter:
 
     async def mail(self) -> bytes:
         """Return what the column ``mail`` holds."""
-        if not self.size:
+        if self._elsewhere:
             return b""
         if self._compressed is not None:
             return await self._compressed.data()

@@ -1,0 +1,23 @@
+"""A message in the table says what its octets are, also when there are none."""
+
+from __future__ import annotations
+
+import zlib
+
+from guerrilla.envelope import Address, Envelope
+from guerrilla.processors.compressor import CompressedMail
+from guerrilla.stores.sql_letter import Letter
+
+
+async def test_an_empty_message_after_compressor_is_a_zlib_stream_of_nothing() -> None:
+    envelope = Envelope(rcpt_to=[Address("a", "x")], queued_id="q" * 32)
+    envelope.values["zlib-compressor"] = CompressedMail(envelope)
+    letter = Letter(envelope, "mx.test")
+    assert letter.rows[0]["body"] == "gzip"
+    assert zlib.decompress(await letter.mail()) == b""
+
+
+async def test_what_is_in_redis_is_not_in_the_table() -> None:
+    envelope = Envelope(rcpt_to=[Address("a", "x")], queued_id="q" * 32, data=b"body", values={"redis": "redis"})
+    letter = Letter(envelope, "mx.test")
+    assert (letter.rows[0]["body"], letter.size, await letter.mail()) == ("redis", 0, b"")
