@@ -14,6 +14,7 @@ import os
 import platform
 import socket
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -28,10 +29,13 @@ from guerrilla.backends.registry import GatewayConfig, ProcessorInfo, Registry
 from guerrilla.cli_config import ConfigOption, read_configuration
 from guerrilla.cli_stores import cat, schema_sql
 from guerrilla.config import AppConfig, ConfigError, Problem, ServerConfig, TLSConfig
-from guerrilla.daemon import Daemon, StartError
+from guerrilla.daemon import LAST_RESORT, Daemon, StartError
 from guerrilla.server.tls import TLSError, make_context
+from guerrilla.smtp.hosts import AllowedHosts
 
 DEFAULT_PID_FILE = "/var/run/go-guerrilla.pid"
+
+_KEEP_NOTHING = frozenset({"HeadersParser", "Hasher", "Header", "Debugger", "Compressor"})
 
 app = typer.Typer(
     help="guerrillad, the inbound mail engine: receives mail by SMTP and runs it down a production line.",
@@ -86,6 +90,10 @@ def serve(
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         return
+    # All is kept and closed. Python waits for threads; one that a processor has hung must not hold the process.
+    last_resort = threading.Timer(LAST_RESORT, os._exit, (0,))
+    last_resort.daemon = True
+    last_resort.start()
 
 
 @app.command()
@@ -189,6 +197,12 @@ def _complain(settings: AppConfig, problems: Iterable[Problem]) -> None:
 
 def _outside(settings: AppConfig) -> Iterator[Problem]:
     """Find what the configuration says of the world around it that does not hold."""
+    try:
+        AllowedHosts(settings.allowed_hosts)
+    except ValueError as error:
+        yield Problem("allowed_hosts", str(error), "meant: a domain, or an IP address in brackets")
+    if settings.spool_path and not os.access(settings.spool_path, os.W_OK | os.X_OK):
+        yield Problem("spool_path", f"no file can be made in {settings.spool_path}", "meant: a folder to write in")
     for index, server in enumerate(settings.servers):
         if not server.is_enabled:
             continue
@@ -263,7 +277,9 @@ def _tls(server: ServerConfig) -> str:
 
 
 def _line(registry: Registry, settings: AppConfig) -> str:
-    return " → ".join(registry.chain(settings.backend_config))
+    names = registry.chain(settings.backend_config)
+    forgetful = _KEEP_NOTHING.issuperset(names)
+    return " → ".join(names) + (" (no store: what is answered 250 is NOT kept)" if forgetful else "")
 
 
 def _version(package: str) -> str:

@@ -164,8 +164,10 @@ class ServerConfig(_Section):
         description='Address and port to listen on: "127.0.0.1:25", "[::1]:25", or ":25" for all interfaces.',
     )
     max_size: int = Field(default=10485760, ge=1, description="Octets that a message may have, at most.")
-    timeout: int = Field(default=30, ge=1, description="Seconds that a client may be silent.")
-    max_clients: int = Field(default=100, ge=1, description="Connections at the same time; the next one gets 421.")
+    timeout: int = Field(default=30, ge=1, le=86_400, description="Seconds that a client may be silent.")
+    max_clients: int = Field(
+        default=100, ge=1, le=1_000_000, description="Connections at the same time; the next one gets 421."
+    )
     max_clients_per_address: int = Field(
         default=0,
         ge=0,
@@ -175,6 +177,7 @@ class ServerConfig(_Section):
     min_data_rate: int = Field(
         default=100,
         ge=0,
+        le=1_000_000_000,
         description="Octets per second that a client must send in a message, after timeout seconds of grace.",
     )
     bare_newline: Literal["reject", "normalize"] = Field(

@@ -41,6 +41,8 @@ except ImportError:
 
 DESCRIPTORS_PER_CLIENT: Final = 2
 """Its socket, and the file of a large message."""
+LAST_RESORT: Final = 10.0
+"""Seconds after everything is closed until a process whose tasks or threads do not end is ended all the same."""
 DESCRIPTORS_APART: Final = 64
 """File descriptors that are needed beside those of the clients: stores, logs, the loop itself."""
 
@@ -141,8 +143,15 @@ class Daemon:
 
         On uvloop where it is to be had. ``on_started`` is called once mail is received. Raises what ``start`` does.
         """
+        last_resort = threading.Timer(LAST_RESORT, os._exit, (1,))
+        last_resort.daemon = True
         with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            runner.run(self._serve(on_started))
+            try:
+                runner.run(self._serve(on_started))
+            finally:
+                # Everything is closed. A processor that swallows its cancellation would hold the loop's end for ever.
+                last_resort.start()
+        last_resort.cancel()
 
     @contextlib.contextmanager
     def in_thread(self) -> Iterator[Daemon]:
@@ -187,16 +196,21 @@ class Daemon:
                 self.hurry()
             ending.set()
 
-        signals = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-        for number in signals:
-            loop.add_signal_handler(number, end)
+        def ignore() -> None:
+            self._log(self.config.log_file).warning("this version neither reloads nor reopens: stop and start it")
+
+        handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT), end)
+        # The Go program's reload and reopen are no reason to die and to cut everybody off.
+        handlers |= dict.fromkeys((signal.SIGHUP, signal.SIGUSR1), ignore)
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
         try:
             async with self:
                 if on_started is not None:
                     on_started(self)
                 await ending.wait()
         finally:
-            for number in signals:
+            for number in handlers:
                 loop.remove_signal_handler(number)
 
     # Opening, in this order.
@@ -208,6 +222,9 @@ class Daemon:
         backend = self._given_backend
         if backend is None:
             backend = gateway = self._build_gateway(log)
+        found = self.registry.check(self.config.backend_config) if gateway is not None else []
+        for problem in dict.fromkeys((*self.config.warnings, *found)):
+            log.warning("configuration", problem=str(problem))
         spool = self._open_spool()
         try:
             hosts = AllowedHosts(self.config.allowed_hosts or [socket.gethostname()])
@@ -236,8 +253,6 @@ class Daemon:
             line = self.registry.build(self.config.backend_config)
         except ConfigError as error:
             raise ConfigError(error.problems, self.config.source) from None
-        for problem in dict.fromkeys((*self.config.warnings, *self.registry.check(self.config.backend_config))):
-            log.warning("configuration", problem=str(problem))
         gateway = Gateway(line, log)
         self._opened.push_async_callback(gateway.shutdown)
         return gateway

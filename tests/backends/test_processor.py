@@ -7,6 +7,7 @@ import functools
 import importlib
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import pytest
@@ -267,6 +268,42 @@ async def test_plain_function_runs_in_a_thread(running: Start) -> None:
     go.set()
     assert await answer is OK
     assert blocking(Envelope()) is None
+
+
+async def test_functions_that_hang_hold_up_nobody_else(running: Start) -> None:
+    """A plain function has threads of its own in each gateway: neither others nor a shutdown wait for what hangs."""
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    calls = 40
+    entered = asyncio.Semaphore(0)
+    go = threading.Event()
+    names = set()
+
+    @processor
+    def hanging(envelope: Envelope) -> Reply | None:
+        if envelope.helo == "hang":
+            names.add(threading.current_thread().name.partition("_")[0])
+            loop.call_soon_threadsafe(entered.release)
+            go.wait(10)
+        return None
+
+    first = await running("Hanging", {"save_workers_size": calls}, Hanging=hanging)
+    second = await running("Hanging", Hanging=hanging)
+    try:
+        answers = [first.process(Envelope(helo="hang")) for _ in range(calls)]
+        for _ in range(calls):
+            await entered.acquire()
+        assert await asyncio.to_thread(int, "1") == 1, "the loop's own thread is free"
+        assert (await second.process(Envelope())).positive
+        await second.shutdown()
+        assert not any(answer.done() for answer in answers)
+    finally:
+        go.set()
+    assert all([(await answer).positive for answer in answers])
+    assert names == {"hanging"}
+    names.clear()
+    assert (await first.process(Envelope(helo="hang"))).positive
+    assert names == {"hanging"}, "the other gateway has shut down what is its own"
 
 
 async def test_a_function_with_something_put_in() -> None:

@@ -85,3 +85,27 @@ async def test_a_connection_that_is_ended_while_we_do_not_read_is_read_to_its_en
     assert (await client.rest()).startswith(b"250 2.0.0 OK: queued as 1\r\n421 4.3.2 ")
     client.close()
     await draining
+
+
+async def test_a_client_that_sends_many_small_chunks_lets_others_have_their_turn(serve: HouseMaker) -> None:
+    house = serve()
+    client = await house.greeted()
+    await client.talk("MAIL FROM:<>", "RCPT TO:<b@example.com>")
+    (connection,) = house.server.connections
+    session = connection._session
+    assert session is not None
+    chunks = 10_000
+    session.receive_data(b"BDAT 2\r\nab" * chunks + b"BDAT 0 LAST\r\n")
+    connection._advance(talking=True)
+    unread = session.unread
+    assert unread > chunks * 9, "a turn is short"
+    assert connection._paused, "nothing more is read meanwhile"
+    turn = asyncio.Event()
+    asyncio.get_running_loop().call_soon(turn.set)
+    await turn.wait()
+    assert 0 < session.unread < unread, "it goes on by itself, turn by turn"
+    replies = [await client.reply() for _ in range(chunks + 1)]
+    assert set(replies[:-1]) == {"250 2.0.0 2 octets received"}
+    assert replies[-1].startswith("250 2.0.0 OK: queued")
+    await house.until(lambda: not connection._paused)
+    assert [envelope.data for envelope in house.backend.envelopes] == [b"ab" * chunks]

@@ -121,7 +121,7 @@ async def test_close_waits_for_nobody_and_has_the_last_word_where_that_can_be_sa
             b"220 mx.test ESMTP guerrilla\r\n" + SHUTTING_DOWN,
         )
     if gate.answer is not None:
-        gate.open(queued("x"))
+        assert gate.answer.cancelled()  # so that the backend makes the message void
         await house.until(lambda: house.log)
 
 
@@ -162,7 +162,7 @@ async def test_close_cancels_what_a_backend_of_coroutines_is_about(serve: HouseM
     await house.until(lambda: slow.begun)
     await house.server.close()
     assert await client.rest() == SHUTTING_DOWN
-    assert [record["event"] for record in house.log] == ["backend failed", "message"]
+    assert [record["event"] for record in house.log] == ["message"]
 
 
 async def test_close_may_come_twice_and_without_a_start(serve: HouseMaker) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from guerrilla.smtp.data import Newlines
-from guerrilla.smtp.events import Closed, CommandRefused, MessageReceived, MessageRefused
-from guerrilla.smtp.settings import MAX_ERRORS, MAX_JUNK
+from guerrilla.smtp.events import Busy, Closed, CommandRefused, MessageReceived, MessageRefused
+from guerrilla.smtp.settings import MAX_ERRORS, MAX_JUNK, MAX_STEPS
 from guerrilla.testing import Dialogue
 
 
@@ -195,3 +195,14 @@ def test_many_small_chunks_make_one_message() -> None:
     dialogue = with_recipient().feed(b"BDAT 1\r\nx" * 3000 + b"BDAT 0 LAST\r\n")
     assert stored(dialogue) == [b"x" * 3000]
     assert [type(event) for event in dialogue.events] == [MessageReceived]
+
+
+def test_after_many_chunks_in_one_read_others_have_their_turn() -> None:
+    dialogue = with_recipient()
+    session = dialogue.session
+    chunks = MAX_STEPS * 2  # each is two steps: its command, and its content
+    session.receive_data(b"BDAT 1\r\nx" * chunks + b"BDAT 0 LAST\r\n")
+    for turn in range(1, 5):
+        assert isinstance(session.next_event(), Busy)
+        assert session.data_to_send().count(b"\r\n") == MAX_STEPS // 2, turn
+    assert isinstance(session.next_event(), MessageReceived)

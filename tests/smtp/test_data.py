@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import tracemalloc
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from guerrilla.envelope import TLSInfo
 from guerrilla.smtp.data import BodyError, MemoryBody, Newlines
@@ -240,6 +243,27 @@ def test_a_body_in_memory_is_what_was_written_until_it_is_discarded() -> None:
     body.discard()
     body.discard()
     assert body.finish() == b""
+
+
+def test_a_body_of_small_pieces_takes_about_as_much_memory_as_its_octets() -> None:
+    body = MemoryBody()
+    tracemalloc.start()
+    try:
+        for number in range(60_000):
+            body.write(b"%02d" % (number % 100))
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 120_000 * 2
+    assert body.finish() == b"".join(b"%02d" % (number % 100) for number in range(60_000))
+
+
+@given(st.lists(st.sampled_from([b"", b"a", b"bc", b"d" * 4095, b"e" * 4096, b"f" * 5000])))
+def test_a_body_in_memory_keeps_small_and_large_pieces_in_their_order(pieces: list[bytes]) -> None:
+    body = MemoryBody()
+    for piece in pieces:
+        body.write(piece)
+    assert body.finish() == body.finish() == b"".join(pieces)
 
 
 def test_an_error_of_a_body_says_what_the_client_is_told() -> None:

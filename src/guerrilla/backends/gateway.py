@@ -9,6 +9,7 @@ raises never reaches the server; and work whose client was told to try again is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Awaitable
@@ -30,6 +31,8 @@ from guerrilla.smtp.replies import (
     Reply,
 )
 
+GRACE: Final = 5.0
+"""Seconds beyond its time limit that a cancelled processor may take to end."""
 CONVEYOR_CAPACITY: Final = 10_000
 """Submissions that may wait for a worker; the next one is told that we are too busy."""
 
@@ -105,7 +108,7 @@ class Gateway:
             except BaseException as error:
                 self._state = State.ERROR
                 await self._close_processors()
-                if isinstance(error, Exception):
+                if isinstance(error, Exception | SystemExit):
                     raise InitializeError(f"{name}: {str(error) or type(error).__name__}") from error
                 raise
         self._state = State.INITIALIZED
@@ -124,19 +127,28 @@ class Gateway:
     async def shutdown(self) -> None:
         """Take nothing more, let what is in flight come to its answer, and shut the processors down in reverse order.
 
-        What is in flight has its time limit, so this ends.
+        What is in flight has its time limit; a processor that swallows its cancellation is waited for ``GRACE`` longer.
         """
         if self._state is not State.ERROR:
             self._state = State.SHUTTERED
-        await self._idle.wait()
+        config = self._line.config
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(config.gw_save_timeout, config.gw_val_rcpt_timeout) + GRACE):
+                await self._idle.wait()
         workers, self._workers = self._workers, []
         for worker in workers:
             worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+        if workers:
+            _, stuck = await asyncio.wait(workers, timeout=GRACE)
+            if stuck:
+                self._log.error("a processor does not end although it is cancelled", workers=len(stuck))
         await self._close_processors()
 
     def process(self, envelope: Envelope) -> asyncio.Future[Reply]:
-        """Take a message into custody. The answer is positive only when every store of the line has kept it."""
+        """Take a message into custody. The answer is positive only when every store of the line has kept it.
+
+        Cancel the answer to have the work made void.
+        """
         # 12 digits of time in front: what is written together is found together, and ids sort by age.
         envelope.queued_id = f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
         envelope.received_at = datetime.now(UTC)
@@ -154,6 +166,7 @@ class Gateway:
             answer.set_result(NOT_RUNNING)
             return answer
         job = _Job(envelope, task, process, answer, deadlines)
+        answer.add_done_callback(lambda answer: self._void(job) if answer.cancelled() else None)
         try:
             self._conveyor.put_nowait(job)
         except asyncio.QueueFull:
@@ -173,6 +186,7 @@ class Gateway:
             if not job.answer.done():
                 job.worker = worker
                 reply = await self._run(job, worker)
+                job.worker = None
                 if job.void:
                     worker.uncancel()
                 elif not job.answer.done():
@@ -212,10 +226,14 @@ class Gateway:
         """Answer at once, and make the work void: RFC 5321 section 4.2.5 forbids to deliver what was answered 4yz."""
         if not job.answer.done():
             job.answer.set_result(SAVE_TIMEOUT if job.task is Task.SAVE_MAIL else STORAGE_TIMEOUT)
+        self._void(job)
+        self._log.warning("time is over", task=job.task.value, queued_id=job.envelope.queued_id)
+
+    def _void(self, job: _Job) -> None:
+        """Have the work undone: its time is over, or whoever asked has cancelled the answer."""
         job.void = True
         if job.worker is not None:
             job.worker.cancel()
-        self._log.warning("time is over", task=job.task.value, queued_id=job.envelope.queued_id)
 
     async def _close_processors(self) -> None:
         """Shut down in reverse order all that were to be initialized; one that fails does not stop the others."""

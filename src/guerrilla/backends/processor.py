@@ -18,10 +18,12 @@ three run the same way.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, ClassVar, Generic, TypeAlias, TypeVar, get_args
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, Final, Generic, TypeAlias, TypeVar, get_args
 
 import structlog
 from pydantic import BaseModel, ConfigDict, Field
@@ -121,24 +123,46 @@ class Processor(Generic[ConfigT]):
 Function: TypeAlias = Callable[[Envelope], Reply | None] | Callable[[Envelope], Awaitable[Reply | None]]
 
 
+MAX_THREADS: Final = 64
+"""Threads of one plain function: so many calls may hang before the next one waits."""
+
+
 class FunctionProcessor(Processor[ProcessorConfig]):
-    """What ``@processor`` makes of a plain function. Calling it calls the function."""
+    """What ``@processor`` makes of a function. Calling it calls the function.
+
+    A plain ``def`` has threads of its own, so that a look-up that hangs holds up no other processor. Until it is
+    initialized it runs in the event loop's threads.
+    """
 
     def __init__(self, function: Function) -> None:
         super().__init__(ProcessorConfig())
         self._function: Callable[[Envelope], Any] = function
         self._asynchronous = inspect.iscoroutinefunction(function)
+        self._threads: ThreadPoolExecutor | None = None
         functools.update_wrapper(self, function)
 
     def __call__(self, envelope: Envelope) -> Any:
         """Call the function itself, as a test does."""
         return self._function(envelope)
 
+    async def initialize(self) -> None:
+        """Make the threads; each is started when it is first needed."""
+        if not self._asynchronous:
+            name = getattr(self, "__name__", "processor")
+            self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=name)
+
+    async def shutdown(self) -> None:
+        """Let the threads go. One that hangs is not waited for."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = None
+
     async def _run(self, envelope: Envelope, call_next: CallNext) -> Reply:
         if self._asynchronous:
             reply = await self._function(envelope)
         else:
-            reply = await asyncio.to_thread(self._function, envelope)
+            call = contextvars.copy_context().run  # as asyncio.to_thread does
+            reply = await asyncio.get_running_loop().run_in_executor(self._threads, call, self._function, envelope)
         return reply if reply is not None else await call_next()
 
     validate_rcpt = _run

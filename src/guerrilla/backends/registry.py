@@ -7,6 +7,7 @@ spaces around the ``|``.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,6 +69,7 @@ class GatewayConfig(BaseModel):
     save_workers_size: int = Field(
         default=128,
         ge=1,
+        le=100_000,
         description="How many envelopes are worked on at a time, and so how many can share one commit.",
     )
     gw_save_timeout: Duration = Field(
@@ -296,7 +298,7 @@ def _checked(factory: Any, name: str) -> Factory:
 
 def _make(name: str, factory: Factory, config: ProcessorConfig) -> Processor[Any] | Decorator:
     if isinstance(factory, FunctionProcessor):
-        return factory
+        return copy.copy(factory)  # the function is everybody's; its threads are the gateway's own
     try:
         made = factory(config) if isinstance(factory, type) else factory()
         if callable(made) or isinstance(made, Processor):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from guerrilla.envelope import Envelope, TLSInfo
 from guerrilla.smtp.events import (
+    Busy,
     Closed,
     CommandRefused,
     MessageReceived,
@@ -20,7 +22,7 @@ from guerrilla.smtp.events import (
     RcptReceived,
     TLSRequested,
 )
-from guerrilla.smtp.replies import BYE, LOCAL_ERROR, TIMED_OUT, TOO_SLOW, Reply
+from guerrilla.smtp.replies import BYE, LOCAL_ERROR, SHUTTING_DOWN, TIMED_OUT, TOO_SLOW, Reply
 from guerrilla.smtp.session import Session
 
 if TYPE_CHECKING:
@@ -39,8 +41,9 @@ class Connection(asyncio.BufferedProtocol):
     """The protocol object of one client. ``refusal`` is for one too many: it is told, and sent away."""
 
     __slots__ = (
-        "_asked_at", "_blocked", "_content_since", "_early", "_handshaking", "_loop", "_over", "_paused", "_received",
-        "_refusal", "_remote_port", "_server", "_session", "_since", "_tls", "_transport", "remote_ip",
+        "_answer", "_asked_at", "_blocked", "_content_since", "_early", "_handshaking", "_loop", "_over", "_paused",
+        "_received", "_refusal", "_remote_port", "_server", "_session", "_since", "_tls", "_transport", "_waits",
+        "remote_ip",
     )  # fmt: skip
 
     def __init__(self, server: Server, remote_ip: str, remote_port: int, refusal: Reply | None = None) -> None:
@@ -59,10 +62,12 @@ class Connection(asyncio.BufferedProtocol):
         self._content_since = 0.0
         self._received = 0
         self._asked_at = 0.0
+        self._answer: asyncio.Future[Any] | None = None
         self._over = False
         # Back-pressure.
         self._blocked = False
         self._paused = False
+        self._waits = False
 
     @property
     def refused(self) -> bool:
@@ -170,9 +175,15 @@ class Connection(asyncio.BufferedProtocol):
             self._advance()
 
     def hurry(self, reply: Reply) -> None:
-        """Say so and close now, whatever is under way; ``abort`` is for those who do not even read that."""
-        if self._session is None or self._handshaking:
+        """Say so and close now, whatever is under way; ``abort`` is for those who do not even read that.
+
+        What the backend does for a message that waits for its answer is made void: the client sends it again.
+        """
+        session = self._session
+        if session is None or self._handshaking:
             self.abort()
+        elif session.asking and self._answer is not None and not self._answer.cancel():
+            session.drain()  # the answer is there, and said before anything else
         else:
             self._end(reply)
 
@@ -211,8 +222,19 @@ class Connection(asyncio.BufferedProtocol):
                 # A client that still talks would have our last word swept away by the reset of a hard close.
                 self._close(linger=talking and event.reply is not None and event.reply is not BYE)
                 return
+            elif isinstance(event, Busy):
+                if not self._waits:
+                    self._waits = True
+                    self._loop.call_soon(self._next_turn, talking)
+                break
         self._flush(session)
         self._watch(session)
+
+    def _next_turn(self, talking: bool) -> None:
+        """Go on, after all others had their turn."""
+        self._waits = False
+        if not self._handshaking:
+            self._advance(talking=talking)
 
     def _flush(self, session: Session) -> None:
         data = session.data_to_send()
@@ -257,21 +279,26 @@ class Connection(asyncio.BufferedProtocol):
             if isinstance(promise, asyncio.Future):
                 answer = promise
             else:
-                answer = self._loop.create_task(_awaited(promise))
+                # A coroutine is the task itself, so that it notices a cancellation that comes before its first step.
+                answer = self._loop.create_task(promise if inspect.iscoroutine(promise) else _awaited(promise))
                 self._server.keep(answer)
+        self._answer = answer
         answer.add_done_callback(lambda done: self._answered(done, envelope, log=log))
 
     def _answered(self, done: asyncio.Future[Any], envelope: Envelope, *, log: bool) -> None:
+        session = self._session
         try:
             reply = done.result()
             if not isinstance(reply, Reply):
                 raise TypeError(f"the backend answered {reply!r}, which is no Reply")
         except (Exception, asyncio.CancelledError) as error:
-            self._server.log.error("backend failed", queued_id=envelope.queued_id, exc_info=error)
-            reply = LOCAL_ERROR
+            if self._over and done.cancelled():
+                reply = SHUTTING_DOWN  # we gave it up ourselves
+            else:
+                self._server.log.error("backend failed", queued_id=envelope.queued_id, exc_info=error)
+                reply = LOCAL_ERROR
         if log:
             self._log_message(envelope, len(envelope.data), reply, self._loop.time() - self._asked_at)
-        session = self._session
         if session is not None and session.asking:
             session.reply(reply)
             self._advance(talking=True)
@@ -321,7 +348,7 @@ class Connection(asyncio.BufferedProtocol):
     # The end.
 
     def _end(self, reply: Reply) -> None:
-        """Have the last word. What was asked of the backend goes on; its answer goes nowhere."""
+        """Have the last word."""
         assert self._session is not None
         self._session.close(reply)
         self._blocked = False

@@ -14,7 +14,7 @@ from typing import IO
 
 from guerrilla.envelope import Body
 from guerrilla.server.limits import Memory
-from guerrilla.smtp.data import BodyError
+from guerrilla.smtp.data import BodyError, MemoryBody
 from guerrilla.smtp.replies import INSUFFICIENT_STORAGE
 
 
@@ -47,11 +47,11 @@ class Spool:
 class SpooledBody:
     """The octets of one message: in memory as long as it is small and there is room, else in a file."""
 
-    __slots__ = ("_file", "_held", "_parts", "_spool")
+    __slots__ = ("_file", "_held", "_pieces", "_spool")
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._parts: list[bytes] = []
+        self._pieces = MemoryBody()
         self._held = 0
         self._file: IO[bytes] | None = None
 
@@ -61,10 +61,10 @@ class SpooledBody:
         if self._file is None:
             if self._held + size <= self._spool.threshold and self._spool.memory.take(size):
                 self._held += size
-                self._parts.append(octets)
+                self._pieces.write(octets)
                 return
-            self._parts.append(octets)
-            octets = b"".join(self._parts)
+            self._pieces.write(octets)
+            octets = self._pieces.finish()
         try:
             if self._file is None:
                 self._file = self._spool.open_file()
@@ -76,7 +76,7 @@ class SpooledBody:
     def finish(self) -> Body:
         """Return all that was written. Raises BodyError when there is no descriptor or no room for the map."""
         if self._file is None:
-            return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            return self._pieces.finish()
         try:
             with self._file:  # the map has a descriptor of its own
                 return mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -93,7 +93,7 @@ class SpooledBody:
     def _forget(self) -> None:
         self._spool.memory.give_back(self._held)
         self._held = 0
-        self._parts = []
+        self._pieces.discard()
 
 
 def _write_all(file: IO[bytes], octets: bytes) -> None:

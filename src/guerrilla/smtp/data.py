@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
 from guerrilla.envelope import Body
 from guerrilla.smtp.replies import BARE_NEWLINE, MESSAGE_TOO_LARGE, Reply
 
+_SMALL: Final = 4096
+"""Octets below which a piece is joined to others: as an object of its own it would cost more than it holds."""
 _END_OF_DATA = b"\r\n.\r\n"
 _ANY_NEWLINE = re.compile(rb"\r\n|\r|\n")
 
@@ -50,20 +52,29 @@ class BodyWriter(Protocol):
 
 
 class MemoryBody:
-    """A body in memory: for tests, and for servers without a spool."""
+    """A body in memory. It takes about as much of it as there are octets, however small the pieces they come in."""
 
     __slots__ = ("_parts",)
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
 
     def write(self, octets: bytes) -> None:
         """Take more."""
-        self._parts.append(octets)
+        if not self._parts or len(octets) >= _SMALL:
+            self._parts.append(octets)
+            return
+        last = self._parts[-1]
+        if isinstance(last, bytearray):
+            last += octets
+        else:
+            self._parts.append(bytearray(octets))
 
     def finish(self) -> bytes:
-        """Return all that was written."""
-        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        """Return all that was written; what came in one piece is not copied."""
+        whole = b"".join(self._parts)
+        self._parts = [whole]
+        return whole
 
     def discard(self) -> None:
         """Forget the octets."""

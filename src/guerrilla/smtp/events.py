@@ -58,4 +58,12 @@ class Closed:
     """The last word, if we had it; None when the client has hung up."""
 
 
-Event: TypeAlias = RcptReceived | MessageReceived | MessageRefused | CommandRefused | TLSRequested | Closed
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Much was worked off and there may be more: let others have their turn, then ask for the next event.
+
+    When it comes depends on how the octets were cut. A driver that serves one client only may pass over it.
+    """
+
+
+Event: TypeAlias = RcptReceived | MessageReceived | MessageRefused | CommandRefused | TLSRequested | Closed | Busy

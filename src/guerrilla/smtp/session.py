@@ -22,6 +22,7 @@ from guerrilla.smtp import replies
 from guerrilla.smtp.commands import CommandError, is_foreign, parse_bdat, parse_helo, parse_mail, parse_rcpt
 from guerrilla.smtp.data import Content, DotReader
 from guerrilla.smtp.events import (
+    Busy,
     Closed,
     CommandRefused,
     Event,
@@ -33,7 +34,7 @@ from guerrilla.smtp.events import (
 from guerrilla.smtp.input import Input
 from guerrilla.smtp.patience import Patience
 from guerrilla.smtp.replies import Reply
-from guerrilla.smtp.settings import MAX_MAILS, MAX_OVERSHOOT, House, Settings
+from guerrilla.smtp.settings import MAX_MAILS, MAX_OVERSHOOT, MAX_STEPS, House, Settings
 from guerrilla.smtp.transaction import Chunk, Transaction
 
 
@@ -128,16 +129,13 @@ class Session:
 
     def data_to_send(self) -> bytes:
         """Return what is to be sent to the client, once."""
-        if not self._out:
-            return b""
-        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-        self._out = []
+        data = b"".join(self._out)
+        self._out.clear()
         return data
 
     def next_event(self) -> Event | None:
         """Parse on, up to the next event; None when more octets, or the answer to an event, are needed first."""
-        event: Event | None = None
-        while event is None:
+        for _ in range(MAX_STEPS):
             state = self._state
             if state is _State.COMMAND:
                 if self._draining and self._transaction is None:
@@ -162,11 +160,15 @@ class Session:
                 break
             else:
                 return None
-        if event is None and self._eof:
+            if event is not None:
+                return event
+        else:
+            return Busy()
+        if self._eof:
             self.close()
             self._state = _State.CLOSED
             return Closed()
-        return event
+        return None
 
     def reply(self, reply: Reply) -> None:
         """Answer the event that has asked.
@@ -232,8 +234,7 @@ class Session:
         verb, _, argument = line.partition(b" ")
         # upper() is given octets, not text: in text there are letters that it turns into others.
         verb = verb.upper()
-        handler = _COMMANDS.get(verb)
-        if handler is not None:
+        if (handler := _COMMANDS.get(verb)) is not None:
             try:
                 return handler(self, argument.strip(b" "))
             except CommandError as error:
@@ -451,8 +452,7 @@ class Session:
     def _chunk_refused(self, chunk: Chunk, error: Reply) -> Event:
         """Answer a chunk that was read to its end and not taken; the last one ends the transaction, as a dot would."""
         event: Event = CommandRefused(b"BDAT", error)
-        transaction = self._transaction
-        if transaction is not None:
+        if (transaction := self._transaction) is not None:
             if transaction.content is not None:
                 event = MessageRefused(transaction.envelope, transaction.content.size, error)
             transaction.discard()

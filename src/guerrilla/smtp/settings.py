@@ -21,6 +21,8 @@ MAX_HELLOS: Final = 1000
 """HELO and EHLO before each is an error: far beyond what any client means, and their replies are the longest."""
 MAX_OVERSHOOT: Final = 1000
 """Recipients refused for their number before each counts as an error: ``smtpd_recipient_overshoot_limit``."""
+MAX_STEPS: Final = 500
+"""Commands and pieces of content that are worked off before other clients have their turn: a few milliseconds."""
 MAX_MAILS: Final = 100_000
 """Transactions on one connection, as announced (RFC 9422) and held."""
 

@@ -41,6 +41,10 @@ class Verdict(Enum):
     WRONG = "it has answered, and there is something to mend: a password, a table, a bug"
 
 
+class FileMovedError(OSError):
+    """The path of a SQLite database does not lead to the open file any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Session:
     """One session on the server: its id, and what tells it from a later one of that id."""
@@ -71,7 +75,7 @@ class Database:
                 pool_size=idle,
                 max_overflow=max_open - idle,
                 pool_timeout=dsn.connect_seconds,
-                pool_recycle=max(1, round(lifetime)) if lifetime else -1,
+                pool_recycle=max(1, round(lifetime)) if lifetime and not embedded else -1,
                 pool_reset_on_return=None,  # a call ends its transaction, or its connection
                 hide_parameters=True,  # an error is logged: it must not show the mail
             )
@@ -80,6 +84,10 @@ class Database:
                 f"sql_driver: {error.name} is not installed. Meant: pip install 'guerrilla[{dsn.kind}]'"
             ) from error
         event.listen(self.engine.sync_engine, "connect", _ON_CONNECT[dsn.kind])
+        self._file: tuple[int, int] | None = None
+        """Device and inode that the path of SQLite led to when its one connection was made."""
+        if embedded:
+            event.listen(self.engine.sync_engine, "do_connect", self._remember_file)
 
     async def call(
         self, work: Callable[[AsyncConnection], Awaitable[ResultT]], *, seconds: float | None = None
@@ -127,9 +135,38 @@ class Database:
 
         await self.call(end, seconds=self.dsn.connect_seconds + 10.0)
 
+    def require_file(self) -> None:
+        """See that what is written can be found: SQLite itself goes on writing to a file that was moved or deleted.
+
+        Raises:
+            FileMovedError: if the path leads elsewhere, or nowhere. Raised within a call, it ends the connection.
+        """
+        if self.kind == "sqlite" and self._file is not None and self._file != _identity(str(self.dsn)):
+            raise FileMovedError(
+                f"sql_dsn: {self.dsn} was moved, deleted or replaced while it was in use. It is meant to stay where it "
+                "is until the server is stopped. It is opened again for the next message; if there is none, it is made "
+                "if sql_create_table is true."
+            )
+
     async def close(self) -> None:
         """Close all connections that no call has."""
+        try:
+            self.require_file()
+        except FileMovedError:
+            with suppress(*STORE_ERRORS):
+                await self.call(self._leave_file)
         await self.engine.dispose()
+
+    async def _leave_file(self, _: AsyncConnection) -> None:
+        self.require_file()
+
+    def _remember_file(self, *_: object) -> None:
+        """Look before SQLite opens the file, which it would make, for everyone to read, if it is not there.
+
+        If the file is replaced in between, the old one is remembered, and ``require_file`` finds it out.
+        """
+        status = os.stat(str(self.dsn))
+        self._file = status.st_dev, status.st_ino
 
 
 class _Call:
@@ -151,6 +188,12 @@ class _Call:
         try:
             self._driver = (await connection.get_raw_connection()).driver_connection
             return await self._work(connection)
+        except FileMovedError:
+            # SQLite does not do so when it closes a moved file: the mail would stay in a log that is not found there.
+            with suppress(SQLAlchemyError):
+                await checkpoint(connection)
+            await connection.invalidate()
+            raise
         except BaseException:
             if database.kind != "sqlite":
                 self._close_driver()
@@ -203,6 +246,21 @@ def max_packet_of(connection: AsyncConnection) -> int:
     """Return how many octets a statement may have."""
     size: int = connection.info.get("max_packet", _MAX_PACKET)
     return size
+
+
+async def checkpoint(connection: AsyncConnection) -> None:
+    """Have SQLite copy its write-ahead log into the database file, and empty it: the file is then complete alone."""
+    await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+    await connection.rollback()
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return device and inode of a file; None if it is not there, or cannot be seen."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _greet_sqlite(connection: Any, _: object) -> None:

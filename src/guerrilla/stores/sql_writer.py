@@ -2,7 +2,8 @@
 
 What is promised, and where it is kept: all rows of a message or none (one transaction, ``_write``); a value that the
 database refuses fails one message, not its batch (BatchRefusedError, and the Batcher halves); a COMMIT whose answer is
-lost is asked after before anything is said (``_after_lost_commit``); what cannot be known is taken back (the Remover).
+lost is asked after before anything is said (``_after_lost_commit``); what cannot be known is taken back (the Remover);
+what went to a SQLite file that is not at its path any more does not count (``require_file``).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from guerrilla.stores.sql_database import (
     Session,
     Verdict,
     cause_of,
+    checkpoint,
     judge,
     make_sqlite_file,
     max_packet_of,
@@ -151,9 +153,7 @@ class SqlWriter:
         )
         place = f"sql_dsn: {settings.dsn} cannot be used"
         try:
-            if settings.dsn.kind == "sqlite":
-                await asyncio.to_thread(make_sqlite_file, Path(str(settings.dsn)), settings.create_table)
-            await self._check_table()
+            await self._prepare()
         except STORE_ERRORS as error:
             if settings.dsn.kind != "sqlite":
                 if judge(error) in (Verdict.AWAY, Verdict.AGAIN):
@@ -207,7 +207,7 @@ class SqlWriter:
         if self._remover.full:
             raise SQLAlchemyError("too many rows wait to be removed")
         if not self._table_is_checked:
-            await self._check_table()
+            await self._prepare()
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 await self._insert(letters)
@@ -216,6 +216,8 @@ class SqlWriter:
                 verdict = judge(error)
                 if verdict is Verdict.REFUSED:
                     raise BatchRefusedError(cause_of(error)) from error
+                if self.database.kind == "sqlite":
+                    self._table_is_checked = False  # the file may be another one now
                 if verdict is not Verdict.AGAIN or attempt == _ATTEMPTS or self.database.kind == "sqlite":
                     raise
 
@@ -284,6 +286,13 @@ class SqlWriter:
         # A statement for each row, so the more there are the longer it may take.
         await self.database.call(work, seconds=_CHECK_SECONDS + len(values) / 1000)
 
+    async def _prepare(self) -> None:
+        """Make the file of SQLite if it is to be made, and check the table."""
+        dsn = self.settings.dsn
+        if dsn.kind == "sqlite":
+            await asyncio.to_thread(make_sqlite_file, Path(str(dsn)), self.settings.create_table)
+        await self._check_table()
+
     async def _check_table(self) -> None:
         """See that the table is there with all that is needed; make it and its indexes if they are to be made."""
         settings = self.settings
@@ -300,6 +309,9 @@ class SqlWriter:
                     for index in self.table.indexes:
                         if index.columns[0].name not in indexed:
                             await connection.execute(CreateIndex(index, if_not_exists=settings.dsn.kind != "mysql"))
+            if settings.dsn.kind == "sqlite":
+                await checkpoint(connection)  # wherever the file is moved to, it has its table
+                self.database.require_file()
             return columns, dict(connection.info)
 
         columns, info = await self.database.call(
@@ -335,10 +347,13 @@ class _Writing:
 
     async def run(self, connection: AsyncConnection) -> None:
         self.session = session_of(connection)
+        database = self._writer.database
         async with connection.begin() as transaction:
             await self._write(connection)
+            database.require_file()  # nothing is left in a file that has been moved
             self.committing = True
             await transaction.commit()
+        database.require_file()  # nothing counts as committed in one that is gone
 
     async def _write(self, connection: AsyncConnection) -> None:
         """Insert all rows, in statements that the server takes; the octets of a message are had only for its own."""

@@ -32,7 +32,7 @@ from typing import TypeAlias
 from guerrilla.envelope import Address, Envelope, TLSInfo
 from guerrilla.smtp import replies
 from guerrilla.smtp.data import BodyWriter, MemoryBody, Newlines
-from guerrilla.smtp.events import Closed, Event, MessageReceived, MessageRefused, RcptReceived
+from guerrilla.smtp.events import Busy, Closed, Event, MessageReceived, MessageRefused, RcptReceived
 from guerrilla.smtp.hosts import AllowedHosts
 from guerrilla.smtp.replies import Reply
 from guerrilla.smtp.session import Session
@@ -96,7 +96,7 @@ class Dialogue:
             settings, house or OpenHouse(allowed_hosts), remote_ip=remote_ip, remote_port=4321, server="test", tls=tls
         )
         self.events: list[Event] = []
-        """All events, each with its envelope as it was then."""
+        """All events but Busy, each with its envelope as it was then."""
         self.envelopes: list[Envelope] = []
         """The messages that were answered positively; they stay valid."""
         self.output = b""
@@ -179,7 +179,8 @@ class Dialogue:
 
     def _run(self) -> Dialogue:
         while (event := self.session.next_event()) is not None:
-            self.events.append(_kept(event))
+            if not isinstance(event, Busy):
+                self.events.append(_kept(event))
             if isinstance(event, RcptReceived | MessageReceived):
                 self._open = event
                 reply = self._decide(event)
