@@ -119,6 +119,14 @@ def test_cat_gives_what_sql_has_kept_for_each_recipient(data: bytes, compressor:
         comes_back(key, kept)
 
 
+@pytest.mark.parametrize("data", MESSAGES)
+def test_cat_gives_what_sql_has_kept_with_zstd(data: bytes) -> None:
+    kept = keep(configure("HeadersParser|Hasher|Header|Compressor|Sql", compression="zstd"), data)
+    assert sql("SELECT DISTINCT body, HEX(SUBSTR(mail, 1, 4)) FROM new_mail") == [("zstd", "28B52FFD")]
+    for key in kept.keys:
+        comes_back(key, kept)
+
+
 def test_cat_without_a_configuration_reads_the_embedded_store() -> None:
     kept = keep(AppConfig.embedded().backend_config, b"Subject: x\r\n\r\nHi.\r\n")
     comes_back(kept.keys[0], kept)
@@ -154,6 +162,17 @@ def test_cat_reads_redis_where_nothing_else_keeps_mail(redis: RedisServer, compr
     line = REDIS_LINE.format(compressor, "Debugger")
     kept = keep(configure(line, redis_interface=redis.url(), redis_expire_seconds=600), b"Subject: x\r\n\r\nHi.\r\n")
     comes_back(kept.keys[0], kept)
+
+
+def test_cat_reads_zstd_from_redis(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the library, it says in one line what to install."""
+    redis.flush()
+    line = REDIS_LINE.format("Compressor|", "Debugger")
+    backend = configure(line, redis_interface=redis.url(), redis_expire_seconds=600, compression="zstd")
+    kept = keep(backend, b"Subject: x\r\n\r\nHi.\r\n")
+    comes_back(kept.keys[0], kept)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    told(run("cat", kept.keys[0]), "Redis cannot be read", "pip install 'guerrilla[zstd]'")
 
 
 def test_a_body_that_has_expired_is_not_found(redis: RedisServer) -> None:

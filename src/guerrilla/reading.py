@@ -61,11 +61,13 @@ class MailStores:
             try:
                 async with asyncio.timeout(_SECONDS):
                     found = await read(key)
+                    if found is not None and name in self.bodies:
+                        found = await decompressed_body(found)
             except Exception as error:  # of whatever kind: another store may have the message
                 failures.append(f"{name} cannot be read: {_cause(error)}")
                 continue
             if found is not None:
-                return await decompressed_body(found) if name in self.bodies else found
+                return found
         if failures:
             raise UnreadableError("; ".join(failures))
         return None

@@ -1,20 +1,21 @@
-"""Compressor offers one zlib stream to every later processor, any number of times."""
+"""Compressor offers one zlib stream or zstd frame to every later processor, any number of times."""
 
 from __future__ import annotations
 
 import asyncio
 import mmap
 import os
+import sys
 import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
 
 import pytest
+import zstandard
 
-from guerrilla.backends.processor import ProcessorConfig
 from guerrilla.envelope import Envelope
-from guerrilla.processors.compressor import CompressedMail, Compressor
+from guerrilla.processors.compressor import CompressedMail, Compression, Compressor, CompressorConfig
 from guerrilla.smtp.replies import OK, Reply
 
 
@@ -40,11 +41,11 @@ def fresh_count() -> Iterator[None]:
     CountingEnvelope.gate.set()
 
 
-async def compressed(envelope: Envelope) -> CompressedMail:
+async def compressed(envelope: Envelope, compression: Compression = "zlib") -> CompressedMail:
     async def following() -> Reply:
         return OK
 
-    assert await Compressor(ProcessorConfig()).save_mail(envelope, following) is OK
+    assert await Compressor(CompressorConfig(compression=compression)).save_mail(envelope, following) is OK
     value = envelope.values["zlib-compressor"]
     assert isinstance(value, CompressedMail)
     return value
@@ -107,3 +108,34 @@ async def test_one_cancelled_user_leaves_the_others() -> None:
     CountingEnvelope.gate.set()
     assert zlib.decompress(await second) == b"x" * 200_000
     assert CountingEnvelope.reads == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 5_000_000])
+async def test_the_zstd_frame_is_the_whole_message(size: int) -> None:
+    """With ``compression: zstd`` it is one frame that says its size, has a checksum, and names its encoding."""
+    envelope = Envelope(delivery_header=b"Delivered-To: a@b\r\n", data=os.urandom(size))
+    value = await compressed(envelope, "zstd")
+    frame = await value.data()
+    parameters = zstandard.get_frame_parameters(frame)
+    assert (parameters.content_size, parameters.has_checksum) == (len(envelope), True)
+    assert zstandard.decompress(frame) == bytes(envelope)
+    assert value.encoding == "zstd"
+
+
+async def test_zlib_is_what_is_not_said_otherwise() -> None:
+    """Without the key it is zlib, which the column `body` calls gzip."""
+    assert CompressorConfig().compression == "zlib"
+    assert (await compressed(Envelope(data=b"x"))).encoding == "gzip"
+
+
+async def test_a_missing_library_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its extra, zstd keeps the gateway from starting, and says what to install; zlib needs nothing."""
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    await Compressor(CompressorConfig()).initialize()
+    with pytest.raises(RuntimeError, match=r"pip install 'guerrilla\[zstd\]'"):
+        await Compressor(CompressorConfig(compression="zstd")).initialize()
+
+
+async def test_the_installed_library_is_found() -> None:
+    """With its extra, zstd starts."""
+    await Compressor(CompressorConfig(compression="zstd")).initialize()

@@ -19,10 +19,9 @@ from tests.private_servers import MariaDB, RedisServer
 
 from guerrilla.backends.base import CallNext, Task
 from guerrilla.backends.batch import BatchRefusedError
-from guerrilla.backends.processor import ProcessorConfig
 from guerrilla.config import problems_of
 from guerrilla.envelope import Address, Envelope
-from guerrilla.processors.compressor import Compressor
+from guerrilla.processors.compressor import Compressor, CompressorConfig
 from guerrilla.processors.guerrilla_db_redis import GuerrillaDbRedis, GuerrillaDbRedisConfig
 from guerrilla.processors.redis import Redis, RedisConfig
 from guerrilla.smtp.replies import LOCAL_ERROR, OK, STORAGE_NOT_AVAILABLE, Reply
@@ -138,7 +137,7 @@ def on_mariadb(mariadb: MariaDB) -> dict[str, Any]:
 
 async def compressed(processor: GuerrillaDbRedis, envelope: Envelope) -> Reply:
     """Save it with Compressor before the processor."""
-    line = Compressor(ProcessorConfig()).decorate(processor.decorate(lambda _, __: following()))
+    line = Compressor(CompressorConfig()).decorate(processor.decorate(lambda _, __: following()))
     return await line(envelope, Task.SAVE_MAIL)
 
 

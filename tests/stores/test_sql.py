@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import zstandard
 from structlog.typing import FilteringBoundLogger
 from tests.stores.sql_databases import EmptyDatabase, Letters
 
 from guerrilla.envelope import Envelope
+from guerrilla.processors.compressor import CompressedMail
 from guerrilla.stores.base import MailStore, MailSummary
 from guerrilla.stores.sql import SqlStore
 from guerrilla.stores.sql_writer import SqlWriter
@@ -93,6 +95,17 @@ async def test_get(writer: SqlWriter, store: SqlStore, bodies: Bodies, letter: L
     await keep(writer, *envelopes)
     for envelope in envelopes:
         assert await store.get(envelope.queued_id) == message
+
+
+@pytest.mark.parametrize("data", [b"", b"Subject: x\r\n\r\n", OCTETS])
+async def test_get_zstd(writer: SqlWriter, store: SqlStore, bodies: Bodies, letter: Letters, data: bytes) -> None:
+    """The message comes back from the zstd frame of Compressor, in the row and in Redis."""
+    in_row, in_redis = (letter(data, delivery_header=b"D: x\r\n", values=each) for each in ({}, {"redis": "redis"}))
+    in_row.values["zlib-compressor"] = CompressedMail(in_row, "zstd")
+    bodies[in_redis.queued_id] = zstandard.compress(bytes(in_redis))
+    await keep(writer, in_row, in_redis)
+    for envelope in (in_row, in_redis):
+        assert await store.get(envelope.queued_id) == b"D: x\r\n" + data
 
 
 async def test_get_what_is_not_there(

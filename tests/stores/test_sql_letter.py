@@ -21,3 +21,11 @@ async def test_what_is_in_redis_is_not_in_the_table() -> None:
     envelope = Envelope(rcpt_to=[Address("a", "x")], queued_id="q" * 32, data=b"body", values={"redis": "redis"})
     letter = Letter(envelope, "mx.test")
     assert (letter.rows[0]["body"], letter.size, await letter.mail()) == ("redis", 0, b"")
+
+
+async def test_a_zstd_frame_is_named_so() -> None:
+    envelope = Envelope(rcpt_to=[Address("a", "x")], queued_id="q" * 32)
+    envelope.values["zlib-compressor"] = compressed = CompressedMail(envelope, "zstd")
+    letter = Letter(envelope, "mx.test")
+    assert letter.rows[0]["body"] == "zstd"
+    assert await letter.mail() == await compressed.data()

@@ -124,10 +124,11 @@ class Sql(Processor[SqlConfig]):
     """Keeps the message in a database: one row per recipient in ``mail_table``, octet for octet.
 
     Reads ``delivery_header`` and ``data``, or ``values["zlib-compressor"]`` if Compressor is listed before it (then
-    the column ``body`` says "gzip"); after Redis ``body`` says "redis", and ``mail`` stays empty. Reads ``hashes``,
-    ``subject``, ``header`` and what the dialogue learnt. Sets ``queued_id`` to the first hash, if Hasher is listed. It
-    answers only when the rows are committed and on disk, many messages in one transaction; when a later processor
-    refuses the message, they are removed again. A full disk is answered 452, any other fault of the database 451.
+    the column ``body`` says "gzip" or "zstd"); after Redis ``body`` says "redis", and ``mail`` stays empty. Reads
+    ``hashes``, ``subject``, ``header`` and what the dialogue learnt. Sets ``queued_id`` to the first hash, if Hasher is
+    listed. It answers only when the rows are committed and on disk, many messages in one transaction; when a later
+    processor refuses the message, they are removed again. A full disk is answered 452, any other fault of the database
+    451.
     """
 
     def __init__(self, config: SqlConfig) -> None:

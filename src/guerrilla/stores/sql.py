@@ -80,6 +80,7 @@ class SqlStore:
 
         Raises:
             zlib.error: if it should be compressed and cannot be decompressed.
+            RuntimeError: if that needs a library that is not installed.
         """
         columns = self._table.c
         rows = await self._rows(select(columns.body, columns.mail).where(columns.hash == clean(key, 32)).limit(1))
@@ -89,7 +90,7 @@ class SqlStore:
         if body == "redis":
             octets = await self._bodies.get(key) if self._bodies is not None else None
             return None if octets is None else await decompressed_body(octets)
-        return await decompressed(mail) if body == "gzip" else mail
+        return await decompressed(mail) if body in ("gzip", "zstd") else mail
 
     async def delete(self, key: str) -> bool:
         """Remove the message for good, with its octets in Redis, for all who share its key; return if it was there."""

@@ -27,7 +27,8 @@ class Letter:
     """One message on its way into the table. Its octets stay where they are until ``mail`` is asked for.
 
     The octets go elsewhere if ``values["redis"]`` is "redis", as Redis leaves it: then ``body`` says so, the column
-    ``mail`` stays empty, and every row has the hash that is the key there. After Compressor, ``body`` is "gzip".
+    ``mail`` stays empty, and every row has the hash that is the key there. After Compressor, ``body`` is
+    the ``encoding`` that it names: "gzip", which is zlib, or "zstd".
     """
 
     __slots__ = ("_compressed", "_elsewhere", "_envelope", "rows", "size")
@@ -37,7 +38,7 @@ class Letter:
         compressed = envelope.values.get("zlib-compressor")
         self._compressed = compressed if isinstance(compressed, _Compressed) else None
         self._elsewhere = envelope.values.get("redis") == "redis"
-        body = "redis" if self._elsewhere else "gzip" if self._compressed else ""
+        body = "redis" if self._elsewhere else getattr(self._compressed, "encoding", "gzip") if self._compressed else ""
         self.rows = _rows(envelope, host, body)
         self.size = 0 if self._elsewhere else len(envelope) * len(self.rows)
         """Octets that the rows take, about."""

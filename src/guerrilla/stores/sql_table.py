@@ -69,8 +69,8 @@ def mail_table(name: str) -> Table:
     """Return the table.
 
     ``to`` is the recipient at ``primary_mail_host``, ``recipient`` the address as the client gave it; ``hash`` names
-    the message; ``body`` is "gzip" if ``mail`` is compressed, "redis" if the octets are in Redis; ``ip_addr`` is the
-    client's address in 4 or 16 octets; ``date`` is UTC. ``spam_score`` and ``has_attach`` are left for others.
+    the message; ``body`` is "gzip" or "zstd" if ``mail`` is compressed, "redis" if the octets are in Redis; ``ip_addr``
+    is the client's address in 4 or 16 octets; ``date`` is UTC. ``spam_score`` and ``has_attach`` are left for others.
     """
     return Table(
         checked_name(name),
