@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help serve test check format bench bench-quick lock clean
+.PHONY: help serve test check format bench bench-quick bench-stores lock clean
 
 help:            ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,6 +36,11 @@ bench: $(VENV)/.installed-dev  ## Measure messages per second and per CPU-second
 bench-quick: $(VENV)/.installed-dev  ## The same in less than a minute
 	scripts/install-debian-packages benchmarks/debian-packages.txt
 	$(BIN)/python benchmarks/throughput.py --quick
+
+bench-stores: $(VENV)/.installed-dev  ## The same for each store, beside what the disk alone would allow
+	scripts/install-debian-packages tests/debian-packages.txt
+	scripts/install-debian-packages benchmarks/debian-packages.txt
+	$(BIN)/python -m benchmarks.stores --rounds 3 --messages 5000
 
 lock: $(VENV)/.installed-dev  ## Resolve the versions that development is done with anew
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv

@@ -55,7 +55,14 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that has no arrow must not end the server
             stream.reconfigure(errors="backslashreplace")
-    app(prog_name="guerrillad")
+    try:
+        app(prog_name="guerrillad")
+    except SystemExit as ending:
+        # All is kept and closed. Python waits for threads; one that a processor has hung must not hold the process.
+        last_resort = threading.Timer(LAST_RESORT, os._exit, (ending.code if isinstance(ending.code, int) else 0,))
+        last_resort.daemon = True
+        last_resort.start()
+        raise
 
 
 @app.callback()
@@ -90,10 +97,6 @@ def serve(
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
         return
-    # All is kept and closed. Python waits for threads; one that a processor has hung must not hold the process.
-    last_resort = threading.Timer(LAST_RESORT, os._exit, (0,))
-    last_resort.daemon = True
-    last_resort.start()
 
 
 @app.command()

@@ -145,13 +145,15 @@ class Daemon:
         """
         last_resort = threading.Timer(LAST_RESORT, os._exit, (1,))
         last_resort.daemon = True
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            try:
-                runner.run(self._serve(on_started))
-            finally:
-                # Everything is closed. A processor that swallows its cancellation would hold the loop's end for ever.
-                last_resort.start()
-        last_resort.cancel()
+        try:
+            with asyncio.Runner(loop_factory=new_event_loop) as runner:
+                try:
+                    runner.run(self._serve(on_started))
+                finally:
+                    # Everything is closed. A processor that swallows its cancellation would hold the loop for ever.
+                    last_resort.start()
+        finally:
+            last_resort.cancel()
 
     @contextlib.contextmanager
     def in_thread(self) -> Iterator[Daemon]:
