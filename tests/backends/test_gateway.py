@@ -578,14 +578,27 @@ async def test_answer_cancelled_while_it_is_worked_on(running: Start) -> None:
 
 
 async def test_answer_cancelled_and_time_over(running: Start) -> None:
-    """What nobody waits for has its time limit all the same."""
+    """What nobody waits for, and no worker has looked at, has its time limit all the same."""
+    stubborn = Stubborn()
+    gateway = await running("Stubborn", {**ONE, "gw_save_timeout": "10ms"}, Stubborn=bare(stubborn))
+    first, second, third = (gateway.process(Envelope()) for _ in range(3))
+    second.cancel()
+    assert [await first, await third] == [SAVE_TIMEOUT, SAVE_TIMEOUT]  # the second one's time was over in between
+    stubborn.end.set()
+    await gateway.shutdown()
+    assert second.cancelled()
+
+
+async def test_answer_cancelled_in_the_moment_of_the_reply(running: Start) -> None:
+    """It is too late to make the work void: the worker goes on to the next."""
     gate = Gate()
-    gateway = await running("Gate", {**ONE, "gw_save_timeout": "10ms"}, Gate=gate.processor)
+    gateway = await running("Gate", ONE, Gate=gate.processor)
     answer = gateway.process(Envelope())
     await gate.entered.get()
+    gate.open.set()
     answer.cancel()
-    await gate.cancelled.wait()
-    assert answer.cancelled()
+    assert (await gateway.process(Envelope())).positive
+    assert not gate.cancelled.is_set()
 
 
 # The end
