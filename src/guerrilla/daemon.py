@@ -37,7 +37,7 @@ from guerrilla.smtp.hosts import AllowedHosts
 try:
     from uvloop import new_event_loop
 except ImportError:
-    from asyncio import new_event_loop  # type: ignore[assignment]
+    from asyncio import new_event_loop  # type: ignore[assignment]  # uvloop's loop is one of asyncio's
 
 DESCRIPTORS_PER_CLIENT: Final = 2
 """Its socket, and the file of a large message."""

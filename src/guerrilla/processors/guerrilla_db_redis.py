@@ -17,18 +17,14 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from guerrilla.backends.batch import Batcher, BatchRefusedError
 from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, ProcessorConfig, Reply
-from guerrilla.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR, STORAGE_NOT_AVAILABLE
 from guerrilla.stores.base import Bodies, MailStore
 from guerrilla.stores.dsn import kind_of, read_dsn
 from guerrilla.stores.redis import RedisBodies, parse_interface
 from guerrilla.stores.sql import SqlStore
-from guerrilla.stores.sql_database import Verdict
+from guerrilla.stores.sql_answer import keep_and_pass
 from guerrilla.stores.sql_letter import Letter
 from guerrilla.stores.sql_table import checked_name
-from guerrilla.stores.sql_writer import NotKeptError, SqlSettings, SqlWriter
-
-# Whatever it is, the sender did not do it: another server, or a mended one, may take the message.
-_ANSWERS: Final = {Verdict.REFUSED: LOCAL_ERROR, Verdict.FULL: INSUFFICIENT_STORAGE}
+from guerrilla.stores.sql_writer import SqlSettings, SqlWriter
 
 _KEY: Final = "redis"
 """Where the rows' writer looks in ``envelope.values``, and what it finds there, if the body is in Redis."""
@@ -220,16 +216,7 @@ class GuerrillaDbRedis(Processor[GuerrillaDbRedisConfig]):
         return SqlStore(settings.dsn, settings.table, RedisBodies(self.config.redis_interface))
 
     async def _store_rows(self, envelope: Envelope, call_next: CallNext) -> Reply:
-        try:
-            kept = await self.writer.keep(envelope)
-        except NotKeptError as error:
-            self.log.error(error.event, queued_id=envelope.queued_id, cause=str(error))
-            return _ANSWERS.get(error.verdict, STORAGE_NOT_AVAILABLE)
-        async with kept:
-            reply = await call_next()
-            if reply.positive:
-                kept.confirm()
-        return reply
+        return await keep_and_pass(self.writer, envelope, call_next, self.log)
 
     async def _store_body(self, envelope: Envelope, key: str) -> bool:
         """Return whether Redis has confirmed the body; if not, nothing of it is there, or it is being deleted."""

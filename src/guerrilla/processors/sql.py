@@ -6,22 +6,17 @@ This file has the keys and the answers; rows, transactions and all that may go w
 from __future__ import annotations
 
 import socket
-from typing import Final
 
 from pydantic import ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from guerrilla.backends.processor import CallNext, Duration, Envelope, Field, Processor, ProcessorConfig, Reply
-from guerrilla.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR, STORAGE_NOT_AVAILABLE
 from guerrilla.stores.base import Bodies, MailStore
 from guerrilla.stores.dsn import kind_of, read_dsn
 from guerrilla.stores.sql import SqlStore
-from guerrilla.stores.sql_database import Verdict
+from guerrilla.stores.sql_answer import keep_and_pass
 from guerrilla.stores.sql_table import checked_name, insertion, mail_table
-from guerrilla.stores.sql_writer import NotKeptError, SqlSettings, SqlWriter
-
-# Whatever it is, the sender did not do it: another server, or a mended one, may take the message.
-_ANSWERS: Final = {Verdict.REFUSED: LOCAL_ERROR, Verdict.FULL: INSUFFICIENT_STORAGE}
+from guerrilla.stores.sql_writer import SqlSettings, SqlWriter
 
 
 class SqlConfig(ProcessorConfig):
@@ -145,16 +140,7 @@ class Sql(Processor[SqlConfig]):
 
     async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
         """Commit the rows, then pass on; take them back if the rest of the line does not keep the message."""
-        try:
-            kept = await self.writer.keep(envelope)
-        except NotKeptError as error:
-            self.log.error(error.event, queued_id=envelope.queued_id, cause=str(error))
-            return _ANSWERS.get(error.verdict, STORAGE_NOT_AVAILABLE)
-        async with kept:
-            reply = await call_next()
-            if reply.positive:
-                kept.confirm()
-        return reply
+        return await keep_and_pass(self.writer, envelope, call_next, self.log)
 
     def mail_store(self, bodies: Bodies | None = None) -> MailStore:
         """Return the table to be read; ``bodies`` has the octets of rows that say "redis"."""

@@ -284,6 +284,7 @@ def open_sockets(host: str, port: int) -> list[socket.socket]:
     if not host and socket.has_dualstack_ipv6():
         return [_listen(("", port), socket.AF_INET6, dualstack=True)]
     try:
+        # S104: an empty host is the operator's own word for all interfaces.
         found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)  # noqa: S104
     except UnicodeError as error:
         raise OSError(errno.EINVAL, f"{host!r} is no host name") from error
