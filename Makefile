@@ -29,13 +29,13 @@ format: $(VENV)/.installed-dev  ## Lay the code out
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed-dev  ## Measure messages per second and per CPU-second
+bench: $(VENV)/.installed-dev  ## Measure the server beside others: table, JSON and picture; a quarter of an hour
 	scripts/install-debian-packages benchmarks/debian-packages.txt
-	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python -m benchmarks
 
-bench-quick: $(VENV)/.installed-dev  ## The same in less than a minute
+bench-quick: $(VENV)/.installed-dev  ## The same, once and less of it, in about a minute
 	scripts/install-debian-packages benchmarks/debian-packages.txt
-	$(BIN)/python benchmarks/throughput.py --quick
+	$(BIN)/python -m benchmarks --quick
 
 bench-stores: $(VENV)/.installed-dev  ## The same for each store, beside what the disk alone would allow
 	scripts/install-debian-packages tests/debian-packages.txt

@@ -1,6 +1,6 @@
 """What keeping a message costs: messages per second into each store, beside what the disk alone would allow.
 
-    python -m benchmarks.stores [--quick]
+    python -m benchmarks.stores [--quick] [--store "MariaDB + Redis"]
 
 Run it in the project's folder: the servers are those of the tests. What the figures mean is in README.md beside this
 file.
@@ -8,6 +8,7 @@ file.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -178,9 +179,15 @@ def measure(smtp_source: str, store: Store, messages: int) -> tuple[float, Figur
     return disk, Figure(messages, seconds, cpu)
 
 
+NAMES = ("MariaDB + Redis", "MariaDB", "PostgreSQL", "SQLite", "MailDir")
+
+
 def main() -> None:
     """Measure, and print the table."""
-    options = arguments()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--store", action="append", choices=NAMES, help="only this one; may be given several times")
+    options = arguments(parser)
+    wanted = options.store or NAMES
     if options.folder:
         tempfile.tempdir = options.folder  # where the databases' servers put their folders, too
     disks: dict[str, list[float]] = defaultdict(list)
@@ -189,9 +196,12 @@ def main() -> None:
         smtp_source = find_program("smtp-source", "postfix")
         with closing(MariaDB()) as mariadb, closing(PostgreSQL()) as postgres, closing(RedisServer()) as redis:
             for server in (mariadb, postgres, redis):
-                server.start()
+                if any(type(server).__name__.removesuffix("Server") in name for name in wanted):
+                    server.start()
+            chosen = stores(mariadb, postgres, redis)
             for _ in range(options.rounds):
-                for name, store in stores(mariadb, postgres, redis).items():
+                for name in wanted:
+                    store = chosen[name]
                     disk, figure = measure(smtp_source, store, options.messages)
                     disks[name].append(disk)
                     figures[name].append(figure)

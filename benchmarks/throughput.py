@@ -134,9 +134,9 @@ def row(chain: str, kind: str, figures: list[Figure]) -> str:
     return f"{chain:<16}{kind:<20}{by_clock:<28}{by_cpu}"
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def arguments(parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+    """Read the command line; the parser, if given, knows further options."""
+    parser = parser or argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--messages", type=int, default=20_000, help="in one round (%(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="of each kind, interleaved (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="2,000 messages, one round")

@@ -20,8 +20,8 @@ def configuration(socket: str, listen: str) -> dict[str, Any]:
         "servers": [{"listen_interface": listen}],
         "allowed_hosts": ["."],
         "backend_config": {
-            "save_process": "HeadersParser|Hasher|Header|guerrilla.processors.fastcgi:FastCGI",
-            "validate_process": "guerrilla.processors.fastcgi:FastCGI",
+            "save_process": "HeadersParser|Hasher|Header|FastCGI",
+            "validate_process": "FastCGI",
             "fcgi_script_filename_save": str(SCRIPTS / "save.php"),
             "fcgi_script_filename_validate": str(SCRIPTS / "validate.php"),
             "fcgi_connection_type": "unix",

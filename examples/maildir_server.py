@@ -19,8 +19,8 @@ def configuration(folder: Path, listen: str) -> dict[str, Any]:
         "servers": [{"listen_interface": listen}],
         "allowed_hosts": ["."],
         "backend_config": {
-            "save_process": "HeadersParser|Hasher|Header|guerrilla.processors.maildir:MailDir",
-            "validate_process": "guerrilla.processors.maildir:MailDir",
+            "save_process": "HeadersParser|Hasher|Header|MailDir",
+            "validate_process": "MailDir",
             "maildir_path": f"{folder.absolute()}/[user]/Maildir",
         },
     }

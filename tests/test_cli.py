@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import smtplib
 import socket
@@ -31,6 +32,7 @@ from guerrilla.cli import (
     announcement,
     app,
     configuration_schema,
+    hold_standard_descriptors,
     with_options,
 )
 from guerrilla.config import AppConfig, ServerConfig, Source, TLSConfig, parse
@@ -195,7 +197,7 @@ def test_check_tells_a_key_that_does_not_fit_the_certificate() -> None:
     result = check_tls(private_key_file="a.key", public_key_file="b.crt")
     assert result.exit_code == 1
     assert result.stderr.startswith("goguerrilla.conf.json:1: servers[0].tls: ")
-    assert "they are not a certificate and its key in PEM form" in result.stderr
+    assert "the key does not belong to the certificate" in result.stderr
 
 
 def test_check_tells_what_else_of_tls_would_keep_the_server_from_starting() -> None:
@@ -209,7 +211,7 @@ def test_check_asks_nobody_for_a_passphrase() -> None:
     write_pair("a.key", "a.crt", password=b"secret")
     result = check_tls(private_key_file="a.key", public_key_file="a.crt")
     assert result.exit_code == 1
-    assert "they are not a certificate and its key in PEM form" in result.stderr
+    assert "the key is encrypted" in result.stderr
 
 
 def test_check_does_not_read_the_files_of_a_server_that_is_off() -> None:
@@ -401,3 +403,28 @@ def test_serve_takes_in_mail_and_ends_well_at_sigterm(folder: Path, module: str)
     store.close()
     assert mail.endswith(MESSAGE)
     assert recipient == "b@example.com"
+
+
+def test_a_server_without_standard_streams_ends_well_at_sigterm(folder: Path) -> None:
+    os.mkfifo("log")
+    configure({"servers": [{"listen_interface": "127.0.0.1:0"}], "log_file": "log"})
+    log = os.open("log", os.O_RDONLY | os.O_NONBLOCK)
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "guerrilla", "serve", "-p", "a.pid"]
+    with subprocess.Popen(command, cwd=folder) as server:
+        try:
+            assert select.select([log], [], [], 60)[0]
+            assert b'"event":"receiving"' in os.read(log, 10_000)
+            held = {os.readlink(f"/proc/{server.pid}/fd/{number}") for number in (0, 1, 2)}
+            server.send_signal(signal.SIGTERM)
+            server.wait(timeout=60)
+        finally:
+            server.kill()
+            os.close(log)
+    assert held == {os.devnull}
+    assert server.returncode == 0
+
+
+def test_what_is_open_of_the_standard_streams_stays_as_it_is() -> None:
+    before = sorted(os.listdir("/proc/self/fd"))
+    hold_standard_descriptors()
+    assert sorted(os.listdir("/proc/self/fd")) == before

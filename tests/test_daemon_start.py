@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from guerrilla import ConfigError, Daemon, Processor, ProcessorConfig, StartError
-from guerrilla.daemon import _why
+from guerrilla.doors import _why
 
 
 def config(save_process: str = "Debugger", /, **keys: Any) -> dict[str, Any]:
@@ -69,8 +69,7 @@ async def test_a_certificate_that_cannot_be_read_is_an_error_with_its_name() -> 
     tls = {"start_tls_on": True, "public_key_file": "/no/public.pem", "private_key_file": "/no/private.pem"}
     servers = [{"listen_interface": "127.0.0.1:0"}, {"listen_interface": "127.0.0.2:0", "tls": tls}]
     assert await refused(Daemon(config(servers=servers))) == (
-        "server 127.0.0.2:0: tls.public_key_file '/no/public.pem' with tls.private_key_file '/no/private.pem': "
-        "No such file or directory"
+        "server 127.0.0.2:0: tls.public_key_file '/no/public.pem': No such file or directory"
     )
 
 
@@ -98,7 +97,7 @@ async def test_a_processor_that_cannot_be_opened_is_an_error_and_those_before_it
     daemon = Daemon(config("First|Fails"))
     daemon.add_processor("First", First)
     daemon.add_processor("Fails", Fails)
-    assert await refused(daemon) == "Fails: nobody is at home at foo:1234"
+    assert await refused(daemon) == "backend_config: Fails: nobody is at home at foo:1234"
     assert First.life == ["open", "closed", "closed"]
 
 

@@ -20,8 +20,6 @@ from tests.private_servers import PhpFpm
 
 from guerrilla.backends.registry import Registry
 from guerrilla.config import load, parse
-from guerrilla.processors.fastcgi import FastCGI
-from guerrilla.processors.maildir import MailDir
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SAMPLE = EXAMPLES / "maildiranasaurus" / "maildiranasaurus.conf"
@@ -90,13 +88,6 @@ def scripts(php_fpm: PhpFpm) -> Iterator[Path]:
 def messages(folder: Path) -> list[bytes]:
     """Return what is kept in files that are not hidden."""
     return [path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")]
-
-
-def registry_of_maildiranasaurus() -> Registry:
-    registry = Registry()
-    registry.add("MailDir", MailDir)
-    registry.add("FastCGI", FastCGI)
-    return registry
 
 
 def test_funky_logger_logs_for_both_tasks(run: Run, tmp_path: Path) -> None:
@@ -206,7 +197,7 @@ def test_maildiranasaurus_says_what_is_wrong(tmp_path: Path) -> None:
 
 def test_the_sample_configuration_loads() -> None:
     """Nothing in it is wrong, and nothing is left unread."""
-    config = load(SAMPLE, registry_of_maildiranasaurus().check)
+    config = load(SAMPLE, Registry().check)
     assert config.warnings == ()
     assert [server.tls.start_tls_on for server in config.servers] == [True, False]
     assert [server.tls.tls_always_on for server in config.servers] == [False, True]
@@ -217,7 +208,7 @@ def test_the_dead_keys_of_the_go_sample_are_reported() -> None:
     values: dict[str, Any] = json.loads(SAMPLE.read_text()) | {"backend_name": "guerrilla-db-redis"}
     for dead, key in (("save_processors", "save_process"), ("validate_processors", "validate_process")):
         values["backend_config"][dead] = values["backend_config"].pop(key)
-    config = parse(values, registry_of_maildiranasaurus().check)
+    config = parse(values, Registry().check)
     assert {"backend_name", "backend_config.save_processors", "backend_config.validate_processors"} <= {
         problem.place for problem in config.warnings
     }

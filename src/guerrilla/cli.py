@@ -1,4 +1,4 @@
-"""guerrillad, the command line: serve, check, processors, schema, schema-sql, cat, version.
+"""guerrillad, the command line: init, serve, check, processors, schema, schema-sql, cat, version.
 
 Nothing is decided here: the commands read arguments, call the daemon, the registry or the configuration, and print. The
 flags and the names of the default files are those of the Go program.
@@ -17,7 +17,6 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from importlib import metadata
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -26,12 +25,13 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core.core_schema import WithDefaultSchema
 
 from guerrilla.backends.registry import GatewayConfig, ProcessorInfo, Registry
-from guerrilla.cli_config import ConfigOption, read_configuration
+from guerrilla.cli_check import outside
+from guerrilla.cli_config import ConfigOption, load_configuration, read_configuration
+from guerrilla.cli_init import init
 from guerrilla.cli_stores import cat, schema_sql
-from guerrilla.config import AppConfig, ConfigError, Problem, ServerConfig, TLSConfig
-from guerrilla.daemon import LAST_RESORT, Daemon, StartError
-from guerrilla.server.tls import TLSError, make_context
-from guerrilla.smtp.hosts import AllowedHosts
+from guerrilla.config import AppConfig, ConfigError, Problem, ServerConfig
+from guerrilla.daemon import Daemon, StartError
+from guerrilla.service import LAST_RESORT
 
 DEFAULT_PID_FILE = "/var/run/go-guerrilla.pid"
 
@@ -52,6 +52,7 @@ VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log everyt
 
 def main() -> None:
     """Run the command line of this process, and exit."""
+    hold_standard_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that has no arrow must not end the server
             stream.reconfigure(errors="backslashreplace")
@@ -63,6 +64,16 @@ def main() -> None:
         last_resort.daemon = True
         last_resort.start()
         raise
+
+
+def hold_standard_descriptors() -> None:
+    """Open /dev/null in the place of what is closed of standard input, output and error.
+
+    Otherwise the event loop's own descriptors get these numbers, and libuv aborts the process when it closes them.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
 
 
 @app.callback()
@@ -87,10 +98,16 @@ def serve(
     verbose: VerboseOption = False,
 ) -> None:
     """Receive mail until SIGTERM, SIGINT (Ctrl-C) or SIGQUIT; messages on their way are finished first."""
+
+    def read() -> AppConfig:
+        return with_options(load_configuration(config, Registry()), pid_file, verbose=verbose or context.obj)
+
     settings = with_options(read_configuration(config, Registry()), pid_file, verbose=verbose or context.obj)
     try:
         Daemon(settings).run(
-            lambda daemon: _say(announcement(settings, daemon.addresses, _line(daemon.registry, settings)))
+            lambda daemon: _say(announcement(settings, daemon.addresses, _line(daemon.registry, settings))),
+            read_config=read,
+            control=True,
         )
     except (ConfigError, StartError) as error:
         typer.echo(error, err=True)
@@ -104,7 +121,7 @@ def check(config: ConfigOption = None) -> None:
     """Check the configuration: keys, values, processors, TLS files, addresses. Nothing is started or changed."""
     registry = Registry()
     settings = read_configuration(config, registry)
-    problems = [*settings.warnings, *_outside(settings)]
+    problems = [*settings.warnings, *outside(settings, registry)]
     _complain(settings, problems)
     if not all(problem.warning for problem in problems):
         raise typer.Exit(1)
@@ -150,6 +167,7 @@ def version() -> None:
     typer.echo(f"uvloop {uvloop}" if uvloop else "asyncio (uvloop is not installed)")
 
 
+app.command()(init)
 app.command()(cat)
 app.command()(schema_sql)  # "schema-sql"
 
@@ -196,44 +214,6 @@ def with_options(settings: AppConfig, pid_file: str, *, verbose: bool) -> AppCon
 def _complain(settings: AppConfig, problems: Iterable[Problem]) -> None:
     for problem in problems:
         typer.echo(settings.source.locate(problem) if settings.source else problem, err=True)
-
-
-def _outside(settings: AppConfig) -> Iterator[Problem]:
-    """Find what the configuration says of the world around it that does not hold."""
-    try:
-        AllowedHosts(settings.allowed_hosts)
-    except ValueError as error:
-        yield Problem("allowed_hosts", str(error), "meant: a domain, or an IP address in brackets")
-    if settings.spool_path and not os.access(settings.spool_path, os.W_OK | os.X_OK):
-        yield Problem("spool_path", f"no file can be made in {settings.spool_path}", "meant: a folder to write in")
-    for index, server in enumerate(settings.servers):
-        if not server.is_enabled:
-            continue
-        try:
-            socket.getaddrinfo(server.host or None, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        except OSError as error:
-            place = f"servers[{index}].listen_interface"
-            yield Problem(place, f"{server.host} is no address of a machine: {error.strerror}")
-        yield from _tls_files(server.tls, f"servers[{index}].tls")
-
-
-def _tls_files(tls: TLSConfig, place: str) -> Iterator[Problem]:
-    if not (tls.start_tls_on or tls.tls_always_on):
-        return
-    readable = True
-    for key in ("private_key_file", "public_key_file", "root_cas_file"):
-        path = getattr(tls, key)
-        try:
-            if path:
-                Path(path).read_bytes()
-        except OSError as error:
-            readable = False
-            yield Problem(f"{place}.{key}", f"{path} cannot be read: {error.strerror}")
-    if readable:
-        try:
-            make_context(tls)
-        except TLSError as error:
-            yield Problem(place, str(error))
 
 
 # What is printed

@@ -7,33 +7,30 @@ which check it themselves; ``load`` is given a function that does.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import durationpy
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PlainSerializer,
     PrivateAttr,
     ValidationError,
     WithJsonSchema,
     field_validator,
-    model_validator,
 )
 
 from guerrilla.config_problems import ConfigError, Problem, Source, problems_of, refused, shown
+from guerrilla.config_server import CertificateConfig, LogLevel, Section, ServerConfig, TLSConfig
 from guerrilla.config_source import read
 
 __all__ = [
     "EMBEDDED_BACKEND",
     "AppConfig",
+    "CertificateConfig",
     "ConfigError",
     "Duration",
     "Problem",
@@ -89,164 +86,12 @@ Duration = Annotated[
 
 # Models
 
-_NAME = re.compile(r"[!-~]{1,255}")
-_HOST_AND_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:\x00-\x20\x7f-\U0010ffff]*)):([0-9]{1,5})")
-_PROTOCOLS = ("tls1.0", "tls1.1", "tls1.2", "tls1.3")
-
-
-def _hostname() -> str:
-    name = socket.gethostname()
-    return name if _NAME.fullmatch(name) else "localhost"
-
-
-class _Section(BaseModel):
-    """What all sections have in common: no conversions, no unknown keys, no changes after the fact."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", use_attribute_docstrings=False)
-
-
-class TLSConfig(_Section):
-    """The TLS side of a server: key ``tls``."""
-
-    start_tls_on: bool = Field(default=False, description="Offer STARTTLS (RFC 3207).")
-    tls_always_on: bool = Field(default=False, description="Speak TLS from the first octet on (RFC 8314).")
-    private_key_file: str = Field(default="", description="PEM file with the private key.")
-    public_key_file: str = Field(default="", description="PEM file with the certificate and its chain.")
-    root_cas_file: str = Field(
-        default="", description="PEM file with the authorities that client certificates are checked against."
-    )
-    client_auth_type: Literal[
-        "NoClientCert",
-        "RequestClientCert",
-        "RequireAnyClientCert",
-        "VerifyClientCertIfGiven",
-        "RequireAndVerifyClientCert",
-    ] = Field(default="NoClientCert", description="Whether clients are asked for a certificate.")
-    prefer_server_cipher_suites: bool = Field(
-        default=False, description="Choose the cipher by our order and not by the client's."
-    )
-    protocols: list[Literal["tls1.0", "tls1.1", "tls1.2", "tls1.3"]] = Field(
-        default=[], max_length=2, description="Lowest and highest version; empty: tls1.2 and later."
-    )
-    ciphers: list[str] = Field(
-        default=[],
-        description="Cipher suites up to TLS 1.2, by their IANA names; empty: the library's choice.",
-    )
-    curves: list[Literal["P256", "P384", "P521", "X25519"]] = Field(
-        default=[], description="Curves for the key exchange; empty: the library's choice."
-    )
-
-    @field_validator("client_auth_type", mode="before")
-    @classmethod
-    def _empty_is_default(cls, value: object) -> object:
-        return "NoClientCert" if value == "" else value
-
-    @model_validator(mode="after")
-    def _agree(self) -> TLSConfig:
-        if self.start_tls_on and self.tls_always_on:
-            raise refused("both start_tls_on and tls_always_on are true", "meant: one of them")
-        if (self.start_tls_on or self.tls_always_on) and not (self.private_key_file and self.public_key_file):
-            raise refused("TLS is on, but there is no key", "set both private_key_file and public_key_file")
-        if len(self.protocols) == 2 and self.protocols[0] > self.protocols[1]:
-            raise refused(f"found protocols {shown(self.protocols)}", "meant: the lowest version, then the highest")
-        return self
-
-
-class ServerConfig(_Section):
-    """One listening interface: an entry of ``servers``."""
-
-    is_enabled: bool = Field(default=True, description="Whether this server is started.")
-    host_name: str = Field(
-        default_factory=_hostname,
-        description="Name in the greeting and in Received; empty or absent: the name of the machine.",
-    )
-    listen_interface: str = Field(
-        description='Address and port to listen on: "127.0.0.1:25", "[::1]:25", or ":25" for all interfaces.',
-    )
-    max_size: int = Field(default=10485760, ge=1, description="Octets that a message may have, at most.")
-    timeout: int = Field(default=30, ge=1, le=86_400, description="Seconds that a client may be silent.")
-    max_clients: int = Field(
-        default=100, ge=1, le=1_000_000, description="Connections at the same time; the next one gets 421."
-    )
-    max_clients_per_address: int = Field(
-        default=0,
-        ge=0,
-        description="Connections at the same time from one address; 0: only max_clients holds.",
-    )
-    max_recipients: int = Field(default=100, ge=1, description="Recipients of one message, at most.")
-    min_data_rate: int = Field(
-        default=100,
-        ge=0,
-        le=1_000_000_000,
-        description="Octets per second that a client must send in a message, after timeout seconds of grace.",
-    )
-    bare_newline: Literal["reject", "normalize"] = Field(
-        default="reject",
-        description="What to do with a message that holds a lone CR or LF: refuse it, or make CRLF of it.",
-    )
-    log_file: str = Field(default="", description="Log of this server; empty: the log of the daemon.")
-    xclient_on: bool = Field(default=False, description="XCLIENT is not available in this version: false.")
-    proxyon: bool = Field(default=False, description="The PROXY protocol is not available in this version: false.")
-    proxy_on: bool = Field(default=False, description="Another name of proxyon.")
-    tls: TLSConfig = Field(default_factory=TLSConfig, description="Keys, versions and ciphers.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _older_samples(cls, values: object) -> object:
-        """Take the TLS keys also from where older samples have them: beside the others, not in ``tls``."""
-        if not isinstance(values, dict):
-            return values
-        tls = values.get("tls", {})
-        flat = ("start_tls_on", "tls_always_on", "private_key_file", "public_key_file")
-        moved = {key: values[key] for key in flat if key in values and isinstance(tls, dict) and key not in tls}
-        if not moved:
-            return values
-        rest = {key: value for key, value in values.items() if key not in moved}
-        return {**rest, "tls": {**tls, **moved}}
-
-    @field_validator("host_name")
-    @classmethod
-    def _printable(cls, value: str) -> str:
-        if value and not _NAME.fullmatch(value):
-            raise refused(f"found {shown(value)}", "meant: a host name in ASCII, without spaces")
-        return value or _hostname()
-
-    @field_validator("listen_interface")
-    @classmethod
-    def _address(cls, value: str) -> str:
-        match = _HOST_AND_PORT.fullmatch(value)
-        try:
-            if match and match[1]:
-                ipaddress.IPv6Address(match[1])
-        except ValueError:
-            match = None
-        if match is None or int(match[3]) > 65535:
-            raise refused(f"found {shown(value)}", 'meant: "127.0.0.1:25", "[::1]:25" or ":25"')
-        return value
-
-    @field_validator("xclient_on", "proxyon", "proxy_on")
-    @classmethod
-    def _not_available(cls, value: bool) -> bool:
-        if value:
-            raise refused("is not available in this version", "meant: false")
-        return value
-
-    @property
-    def host(self) -> str:
-        """The address to listen on, without brackets; empty for all interfaces."""
-        return self.listen_interface.rpartition(":")[0].removeprefix("[").removesuffix("]")
-
-    @property
-    def port(self) -> int:
-        """The port to listen on; 0: any free one."""
-        return int(self.listen_interface.rpartition(":")[2])
-
 
 def _default_servers() -> list[ServerConfig]:
     return [ServerConfig(listen_interface="127.0.0.1:2525")]
 
 
-class AppConfig(_Section):
+class AppConfig(Section):
     """The whole configuration. Made by ``load`` from a file, by ``parse`` from a mapping, or by its keys."""
 
     servers: list[ServerConfig] = Field(
@@ -259,9 +104,7 @@ class AppConfig(_Section):
     )
     pid_file: str = Field(default="", description="File that the process number is written to; empty: none.")
     log_file: str = Field(default="stderr", description='"stderr", "stdout", "off", or the path of a file.')
-    log_level: Literal["debug", "info", "warning", "error", "fatal", "panic"] = Field(
-        default="info", description="The least important records to keep."
-    )
+    log_level: LogLevel = Field(default="info", description="The least important records to keep.")
     log_format: Literal["auto", "console", "json"] = Field(
         default="auto", description="Form of a record; auto: console for stderr and stdout, json for a file."
     )
@@ -279,6 +122,21 @@ class AppConfig(_Section):
     )
     shutdown_timeout: Duration = Field(
         default=60.0, description="How long messages on their way are waited for at the end."
+    )
+    processes: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
+        default=1,
+        description='Processes that share the listening interfaces; "auto": one for each processor of the machine.',
+    )
+    user: str = Field(
+        default="", description="User to run as once the ports are open, by name or number; empty: who started us."
+    )
+    group: str = Field(
+        default="", description="Group to run as, by name or number; empty: the group of user, if there is one."
+    )
+    control_socket: str = Field(
+        default="",
+        description='Socket that status, top and reload speak to: a path, or "off"; empty: one in the run folder, '
+        "named after the configuration file.",
     )
     backend_config: dict[str, Any] = Field(
         default_factory=lambda: dict(EMBEDDED_BACKEND),
@@ -376,3 +234,14 @@ def parse(
     config._source = source
     config._warnings = tuple(problems)
     return config
+
+
+def as_config(config: AppConfig | Mapping[str, Any] | None) -> AppConfig:
+    """Make a configuration of what a program may give for one; None is the embedded default.
+
+    Raises:
+        ConfigError: if a mapping is no configuration.
+    """
+    if config is None:
+        return AppConfig.embedded()
+    return config if isinstance(config, AppConfig) else parse(config)

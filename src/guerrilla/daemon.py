@@ -1,54 +1,49 @@
-"""The daemon: owns the listeners, the gateway, the log and the configuration, and opens and closes them in order.
+"""The daemon: owns the servers, the generation that holds by now, and the events; opens and closes them in order.
 
 What the Go program kept in globals is here, in an object, so two daemons can live in one process and not know of each
-other.
+other. What one configuration makes is a Generation; a reload builds a new one beside the old one, swaps, and drains.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
-import resource
-import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
+from guerrilla import privileges, service
 from guerrilla.backends.base import Backend
-from guerrilla.backends.gateway import Gateway, InitializeError
 from guerrilla.backends.processor import Factory
 from guerrilla.backends.registry import Registry
-from guerrilla.config import AppConfig, ConfigError, ServerConfig, parse
-from guerrilla.log import Log
+from guerrilla.config import AppConfig, ConfigError, Problem, ServerConfig, as_config, load
+from guerrilla.config_changes import changes
+from guerrilla.descriptors import raise_descriptor_limit
+from guerrilla.doors import Doors
+from guerrilla.event_bus import EventBus
+from guerrilla.events import Event, LogFileReopened, ServerLogFileReopened
+from guerrilla.generation import Generation, Place, StartError, places
+from guerrilla.loop_lag import LoopLag
+from guerrilla.pid_file import PidFile
 from guerrilla.server.limits import Memory
 from guerrilla.server.listener import Server
-from guerrilla.server.spool import Spool
-from guerrilla.server.tls import TLSError
-from guerrilla.smtp.hosts import AllowedHosts
+from guerrilla.server.witness import Witness
+from guerrilla.stats import Counters, Stats
+from guerrilla.supervisor import Share
 
-try:
-    from uvloop import new_event_loop
-except ImportError:
-    from asyncio import new_event_loop  # type: ignore[assignment]  # uvloop's loop is one of asyncio's
-
-DESCRIPTORS_PER_CLIENT: Final = 2
-"""Its socket, and the file of a large message."""
-LAST_RESORT: Final = 10.0
-"""Seconds after everything is closed until a process whose tasks or threads do not end is ended all the same."""
-DESCRIPTORS_APART: Final = 64
-"""File descriptors that are needed beside those of the clients: stores, logs, the loop itself."""
+__all__ = ["Daemon", "StartError"]
 
 
-class StartError(Exception):
-    """The daemon cannot be started; the text says why, and what can be done."""
+PUBLISH_EVERY: Final = 1.0
+"""Seconds after which the other processes know of what happened in this one."""
+
+ResultT = TypeVar("ResultT")
+
+_ONLY_AT_START: Final = ("processes", "user", "group", "control_socket")
 
 
 class Daemon:
@@ -59,7 +54,7 @@ class Daemon:
 
     ``config`` is an AppConfig, a mapping with the keys of the configuration file, or None for the embedded default:
     127.0.0.1:2525, any recipient, mail kept in guerrilla.db. ``backend`` takes the place of the gateway, ``log`` that
-    of the log that the configuration describes; neither is closed at the end.
+    of the logs that the configuration describes; neither is closed at the end.
 
     Raises:
         ConfigError: if the mapping is no configuration.
@@ -72,32 +67,86 @@ class Daemon:
         backend: Backend | None = None,
         log: FilteringBoundLogger | None = None,
     ) -> None:
-        if config is None:
-            config = AppConfig.embedded()
-        self.config = config if isinstance(config, AppConfig) else parse(config)
+        self.config = as_config(config)
         self.registry = Registry()
         self._given_backend = backend
         self._given_log = log
-        self._logs: dict[str, Log] = {}
-        self._servers: list[Server] = []
+        self._memory = Memory(0)
+        self._events = EventBus()
+        self._counters = Counters()
+        self._lag = LoopLag()
+        self._publishing: asyncio.TimerHandle | None = None
+        self._generation: Generation | None = None
+        self._servers: dict[Place, Server] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid_file = PidFile()
         self._running = False
-        # What is opened is put on the stack, to be closed in reverse order; these three are made anew by each start.
+        self._ending = False
+        self.share: Share | None = None
+        """What this process has in common with others, if it is one of several."""
+        self._doors = Doors()
+        # What is opened is put on the stack, to be closed in reverse order; these are made anew by each start.
         self._opened = contextlib.AsyncExitStack()
         self._closing = asyncio.Lock()
+        self._reloading = asyncio.Lock()
         self._hurry = asyncio.Event()
 
+    # Before the start.
+
     def add_processor(self, name: str, factory: Factory) -> None:
-        """Let ``name`` stand for a processor in ``save_process`` and ``validate_process``; call it before the start.
+        """Let ``name`` stand for a processor in ``save_process`` and ``validate_process``.
 
         ``factory`` is a Processor class, a ``@processor`` function, or a function that returns a Decorator. It takes
-        the place of a shipped one of that name. Raises ValueError for a bad name, TypeError for what is no processor.
+        the place of a shipped one of that name, from the next start or reload on. Raises ValueError for a bad name,
+        TypeError for what is no processor.
         """
         self.registry.add(name, factory)
+
+    def load_config(self, path: str | os.PathLike[str]) -> AppConfig:
+        """Read a configuration file and check it, this daemon's own processors included; nothing takes effect.
+
+        Raises:
+            ConfigError: with all that is wrong, each problem with its place.
+        """
+        return load(path, self.registry.check)
+
+    def check(self, config: AppConfig) -> None:
+        """Raise ConfigError with all that is wrong with ``backend_config``."""
+        problems = [problem for problem in self.registry.check(config.backend_config) if not problem.warning]
+        if problems and self._given_backend is None:
+            raise ConfigError(problems, config.source)
+
+    def set_config(self, config: AppConfig | Mapping[str, Any]) -> None:
+        """Let a configuration hold from the next start on.
+
+        Raises:
+            ConfigError: if the mapping is no configuration.
+            RuntimeError: if the daemon runs: ``reload_config`` is meant.
+        """
+        if self._running:
+            raise RuntimeError("the daemon runs: reload_config is meant")
+        self.config = as_config(config)
+
+    # Life.
 
     @property
     def addresses(self) -> list[tuple[ServerConfig, tuple[str, int]]]:
         """Where mail is received: each enabled server, and the address and port that are really bound."""
-        return [(server.config, server.address) for server in self._servers]
+        found = [(server.policy.config, server.address) for server in self._servers.values()]
+        return found + self._doors.addresses(self.config)
+
+    @property
+    def log(self) -> FilteringBoundLogger:
+        """The daemon's own log: the one that was given, or the one of its configuration while it runs.
+
+        Raises RuntimeError if there is none.
+        """
+        if self._given_log is not None:
+            return self._given_log
+        if self._generation is None:
+            raise RuntimeError("the daemon does not run, so its log is not open")
+        return self._generation.log
 
     async def start(self) -> None:
         """Open everything, and receive mail from here on. What was opened is closed again when this fails.
@@ -109,7 +158,9 @@ class Daemon:
         if self._running:
             raise StartError("the daemon is already running")
         self._running = True
-        self._opened, self._closing, self._hurry = contextlib.AsyncExitStack(), asyncio.Lock(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._opened, self._closing, self._reloading = contextlib.AsyncExitStack(), asyncio.Lock(), asyncio.Lock()
+        self._hurry = asyncio.Event()
         try:
             await self._open()
         except BaseException:
@@ -138,196 +189,295 @@ class Daemon:
         """Shut down."""
         await self.shutdown()
 
-    def run(self, on_started: Callable[[Daemon], None] | None = None) -> None:
+    # While it runs.
+
+    async def reload_config_file(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Read the file, or the one that the present configuration came from, and let it hold. See ``reload_config``.
+
+        Raises ConfigError too when there is no file to read.
+        """
+        if path is None:
+            if self.config.source is None:
+                raise ConfigError([Problem("configuration", "it did not come from a file", "meant: a path")])
+            path = self.config.source.path
+        await self.reload_config(self.load_config(path))
+
+    async def reload_config(self, config: AppConfig | Mapping[str, Any]) -> None:
+        """Let another configuration hold, while mail flows: build all of it, swap, and drain what was.
+
+        Nothing of it takes effect when this raises. A transaction under way ends on the configuration it began with.
+        Clients stay connected; only those of a server that is gone or off are told 421 between two transactions.
+        What only a start can change (``processes``, ``user``, ``group``, ``control_socket``) is said in the log.
+
+        Raises:
+            ConfigError: with all that is wrong with it.
+            StartError: if a port, a file or a store cannot be had.
+        """
+        config = as_config(config)
+        if not self._running:
+            self.config = config
+            return
+        async with self._reloading:
+            await self._reload(config)
+
+    def reopen_logs(self) -> None:
+        """Open all log files anew, after they were renamed. One that cannot be opened stays in use, and says so."""
+        if self._generation is None:
+            return
+        for path, error in self._generation.reopen_logs():
+            self._generation.log.error("cannot reopen the log", log_file=path, cause=error.strerror)
+        self._events.publish(LogFileReopened(old=self.config, new=self.config))
+        for server in places(self.config).values():
+            if server.log_file:
+                self._events.publish(ServerLogFileReopened(old=server, new=server))
+
+    # Who wants to know.
+
+    def subscribe(self, event: type[Event] | str, function: Callable[[Any], object]) -> None:
+        """Have a function called at each event of a class (or of one below it), or with a topic: ``mail:queued``.
+
+        An ``async def`` runs on the daemon's loop, a plain function in a thread of its own. One that raises or hangs
+        harms nobody: it only misses events. A subscription may come before the start, and outlives a shutdown. Raises
+        ValueError for an unknown topic, TypeError for what is neither.
+        """
+        self._events.subscribe(event, function)
+
+    def unsubscribe(self, event: type[Event] | str, function: Callable[[Any], object]) -> None:
+        """End a subscription. Raises ValueError if there is none."""
+        self._events.unsubscribe(event, function)
+
+    def publish(self, event: Event) -> None:
+        """Tell an event to who has subscribed to it; from any thread. Never waits, never raises."""
+        self._events.publish(event)
+
+    def stats(self) -> Stats:
+        """Return what has happened since the start, and what is under way, over all processes."""
+        if self.share is None:
+            return self._own_stats()
+        self.share.stats.write(self.share.slot, self._own_stats())
+        return self.share.stats.total() or self._own_stats()
+
+    def _own_stats(self) -> Stats:
+        gateway = self._generation.gateway if self._generation is not None else None
+        return self._counters.snapshot(
+            queue_depth=gateway.queue_depth if gateway is not None else 0,
+            workers=gateway.workers if gateway is not None else 0,
+            workers_busy=gateway.workers_busy if gateway is not None else 0,
+            memory_in_flight=self._memory.held,
+            loop_lag=self._lag.last,
+            loop_lag_max=self._lag.largest,
+            events_dropped=self._events.dropped,
+        )
+
+    def _publish_stats(self, *, last: bool = False) -> None:
+        """Let the other processes know this one's numbers, again and again."""
+        assert self.share is not None
+        if self._publishing is not None:
+            self._publishing.cancel()
+        self.share.stats.write(self.share.slot, self._own_stats())
+        if not last:
+            self._publishing = asyncio.get_running_loop().call_later(PUBLISH_EVERY, self._publish_stats)
+
+    # Ways to run.
+
+    def run(
+        self,
+        on_started: Callable[[Daemon], None] | None = None,
+        *,
+        read_config: Callable[[], AppConfig] | None = None,
+        control: bool = False,
+    ) -> None:
         """Run until SIGTERM, SIGINT or SIGQUIT, then drain and return; a second signal hurries.
 
-        On uvloop where it is to be had. ``on_started`` is called once mail is received. Raises what ``start`` does.
+        SIGHUP reads the configuration anew, from its file or by ``read_config``; SIGUSR1 opens the logs anew. On uvloop
+        where it is to be had. ``on_started`` is called once mail is received. With ``control`` there is a socket for
+        ``guerrillad status``, ``top`` and ``reload``. When ``processes`` is not 1, this process only watches over so
+        many others, each with its own copy of processors and subscriptions. Raises what ``start`` does.
         """
-        last_resort = threading.Timer(LAST_RESORT, os._exit, (1,))
-        last_resort.daemon = True
-        try:
-            with asyncio.Runner(loop_factory=new_event_loop) as runner:
-                try:
-                    runner.run(self._serve(on_started))
-                finally:
-                    # Everything is closed. A processor that swallows its cancellation would hold the loop for ever.
-                    last_resort.start()
-        finally:
-            last_resort.cancel()
+        service.run(self, on_started, read_config, control=control)
 
     @contextlib.contextmanager
     def in_thread(self) -> Iterator[Daemon]:
         """Run in a thread of its own as long as the ``with`` block lasts, for a program that has no event loop.
 
-        Raises what ``start`` does.
+        ``call`` is how such a program uses what is asynchronous here. Raises what ``start`` does.
         """
-        started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        with service.in_thread(self):
+            yield self
 
-        async def live() -> None:
-            ending = asyncio.Event()
-            async with self:
-                started.set_result((asyncio.get_running_loop(), ending))
-                await ending.wait()
+    def call(self, coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
+        """Run a coroutine on the daemon's loop, from another thread, and return its result.
 
-        def body() -> None:
-            try:
-                with asyncio.Runner(loop_factory=new_event_loop) as runner:
-                    runner.run(live())
-            except BaseException as error:
-                if started.done():
-                    raise
-                started.set_exception(error)
+            with daemon.in_thread():
+                daemon.call(daemon.reload_config_file())
 
-        thread = threading.Thread(target=body, name="guerrilla")
-        thread.start()
-        try:
-            loop, ending = started.result()
-            try:
-                yield self
-            finally:
-                loop.call_soon_threadsafe(ending.set)
-        finally:
-            thread.join()
-
-    async def _serve(self, on_started: Callable[[Daemon], None] | None) -> None:
-        loop = asyncio.get_running_loop()
-        ending = asyncio.Event()
-
-        def end() -> None:
-            if ending.is_set():
-                self.hurry()
-            ending.set()
-
-        def ignore() -> None:
-            self._log(self.config.log_file).warning("this version neither reloads nor reopens: stop and start it")
-
-        handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGQUIT), end)
-        # The Go program's reload and reopen are no reason to die and to cut everybody off.
-        handlers |= dict.fromkeys((signal.SIGHUP, signal.SIGUSR1), ignore)
-        for number, handler in handlers.items():
-            loop.add_signal_handler(number, handler)
-        try:
-            async with self:
-                if on_started is not None:
-                    on_started(self)
-                await ending.wait()
-        finally:
-            for number in handlers:
-                loop.remove_signal_handler(number)
+        Raises what the coroutine raises, and RuntimeError if the daemon does not run.
+        """
+        if self._loop is None or not self._running:
+            coroutine.close()
+            raise RuntimeError("the daemon does not run")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     # Opening, in this order.
 
     async def _open(self) -> None:
-        log = self._log(self.config.log_file)
-        self._raise_descriptor_limit(log)
-        gateway = None
-        backend = self._given_backend
-        if backend is None:
-            backend = gateway = self._build_gateway(log)
-        found = self.registry.check(self.config.backend_config) if gateway is not None else []
-        for problem in dict.fromkeys((*self.config.warnings, *found)):
-            log.warning("configuration", problem=str(problem))
-        spool = self._open_spool()
-        try:
-            hosts = AllowedHosts(self.config.allowed_hosts or [socket.gethostname()])
-        except ValueError as error:
-            raise StartError(f"allowed_hosts: {error}") from error
-        for config in self.config.servers:
-            if config.is_enabled:
-                self._bind(config, hosts, backend, spool)
-        if not self._servers:
-            raise StartError("servers: not one is enabled")
-        if gateway is not None:
-            try:
-                await gateway.initialize()
-            except InitializeError as error:
-                raise StartError(str(error)) from error
-            await gateway.start()
-        self._opened.push_async_callback(self._drain)
-        for server in self._servers:
-            server.start()
-            host, port = server.address
-            log.info("receiving", address=f"{host}:{port}", listen_interface=server.name)
-        self._write_pid_file(log)
-
-    def _build_gateway(self, log: FilteringBoundLogger) -> Gateway:
-        try:
-            line = self.registry.build(self.config.backend_config)
-        except ConfigError as error:
-            raise ConfigError(error.problems, self.config.source) from None
-        gateway = Gateway(line, log)
-        self._opened.push_async_callback(gateway.shutdown)
-        return gateway
-
-    def _open_spool(self) -> Spool:
         config = self.config
+        if not places(config):
+            raise StartError("servers: not one is enabled")
+        self._opened.callback(self.close_sockets, None)
+        self.open_sockets(config)
+        self.drop_privileges()
+        generation = self._generation = Generation(config, backend=self._given_backend, log=self._given_log)
+        self._opened.push_async_callback(self._close_generation)
+        self._events.start(generation.log)
+        self._opened.push_async_callback(self._events.close)
+        self._memory.limit = self._memory_limit(config)
+        generation.build(self.registry, self._memory, self._counters)
+        raise_descriptor_limit(config, generation.log)
+        self._opened.push_async_callback(self._close_servers)
+        self._take_over(generation)
+        await generation.start()
+        self._opened.push_async_callback(self._drain)
+        for server in self._servers.values():
+            self._start_server(server)
+        self._lag.start()
+        self._opened.callback(self._lag.stop)
+        if self.share is not None:
+            self._publish_stats()
+            self._opened.callback(self._publish_stats, last=True)
+        if self.share is None:
+            self._opened.callback(self._pid_file.remove)
+            self._pid_file.write(config.pid_file, generation.log)
+
+    def inherit(self, sockets: Sequence[socket.socket]) -> None:
+        """Take over sockets that listen already, for the servers that listen there; the others are closed."""
+        self._doors.inherit(self.config, sockets)
+
+    def drop_privileges(self) -> None:
+        """Become the user and the group of the configuration. Raises StartError if that cannot be."""
         try:
-            return Spool(Memory(config.memory_limit), config.spool_threshold, config.spool_path)
-        except OSError as error:
-            raise StartError(
-                f"spool_path {config.spool_path!r}: no file can be made there: {error.strerror}"
-            ) from error
+            privileges.drop(self.config.user, self.config.group)
+        except privileges.PrivilegeError as error:
+            raise StartError(str(error)) from error
 
-    def _bind(self, config: ServerConfig, hosts: AllowedHosts, backend: Backend, spool: Spool) -> None:
-        log = self._log(config.log_file or self.config.log_file)
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Have a log and a pid file without receiving mail: for the process that watches over those that do."""
+        self._generation = Generation(self.config, log=self._given_log)
         try:
-            server = Server(config, hosts=hosts, backend=backend, spool=spool, log=log)
-            server.bind()
-        except TLSError as error:
-            raise StartError(f"server {config.listen_interface}: {error}") from error
-        except OSError as error:
-            raise StartError(f"server {config.listen_interface}: cannot listen: {_why(error)}") from error
-        self._opened.push_async_callback(server.close)
-        self._servers.append(server)
+            self._pid_file.write(self.config.pid_file, self.log)
+            yield
+        finally:
+            self._pid_file.remove()
+            self._generation.close_logs()
+            self._generation = None
 
-    def _log(self, path: str) -> FilteringBoundLogger:
-        if self._given_log is not None:
-            return self._given_log
-        if path not in self._logs:
-            try:
-                log = Log(path, self.config.log_level, self.config.log_format)
-            except OSError as error:
-                raise StartError(f"log_file {path!r}: {error.strerror}") from error
-            self._opened.callback(log.close)
-            self._logs[path] = log
-        return self._logs[path].logger
+    def open_sockets(self, config: AppConfig) -> None:
+        """Open the listening sockets of all servers of this configuration now; the start would do it otherwise.
 
-    def _raise_descriptor_limit(self, log: FilteringBoundLogger) -> None:
-        """Ask the system for as many file descriptors as there can be clients."""
-        clients = sum(server.max_clients for server in self.config.servers if server.is_enabled)
-        needed = clients * DESCRIPTORS_PER_CLIENT + DESCRIPTORS_APART
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft >= needed or soft == resource.RLIM_INFINITY:
-            return
-        most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-        if most < needed:
-            log.warning("max_clients is more than the system allows", needed=needed, limit=most)
+        Nobody is accepted yet; who comes waits. Raises StartError; then no more are open than before.
+        """
+        self._doors.open(config, besides=self._servers)
 
-    def _write_pid_file(self, log: FilteringBoundLogger) -> None:
-        if not self.config.pid_file:
-            return
+    def close_sockets(self, config: AppConfig | None) -> None:
+        """Close the sockets that have no server yet, and none in this configuration either; without one, all."""
+        self._doors.close(config)
+
+    def _start_server(self, server: Server) -> None:
+        server.start()
+        host, port = server.address
+        self.log.info("receiving", address=f"{host}:{port}", listen_interface=server.name)
+
+    def _take_over(self, generation: Generation) -> list[Server]:
+        """Let each server live by its policy of this generation; return those that it does not have."""
+        removed = [server for place, server in self._servers.items() if place not in generation.policies]
+        kept = self._servers
+        self._servers = {}
+        witness = Witness(self._counters, self._events)
+        for place, policy in generation.policies.items():
+            if place in kept:
+                kept[place].adopt(policy)
+                self._servers[place] = kept[place]
+            else:
+                clients = self.share.clients(place, policy.config) if self.share is not None else None
+                self._servers[place] = Server(policy, self._doors.take(place), witness, clients=clients)
+        return removed
+
+    def _memory_limit(self, config: AppConfig) -> int:
+        return config.memory_limit // (self.share.processes if self.share else 1)
+
+    # Reloading.
+
+    async def _reload(self, config: AppConfig) -> None:
+        old = self._generation
+        assert old is not None
+        new = Generation(config, backend=self._given_backend, log=self._given_log)
+        self.open_sockets(config)
+        fresh = self._doors.places
         try:
-            Path(self.config.pid_file).write_text(f"{os.getpid()}\n", encoding="ascii")
-        except OSError as error:
-            log.warning("cannot write the pid file", pid_file=self.config.pid_file, cause=error.strerror)
-            return
-        self._opened.callback(self._remove_pid_file)
+            new.build(self.registry, self._memory, self._counters)
+            await new.start()
+            if self._ending:
+                raise StartError("the daemon is shutting down")
+        except BaseException:
+            self.close_sockets(None)
+            await new.close()
+            raise
+        # From here on nothing can fail, and nobody else has a turn until all of it is done.
+        renewed = [
+            place[0]
+            for place, policy in new.policies.items()
+            if place in old.policies and old.policies[place].tls_files != policy.tls_files
+        ]
+        self._generation = new
+        removed = self._take_over(new)
+        for server in removed:
+            server.stop_accepting()
+        self._memory.limit = self._memory_limit(config)
+        retiring = asyncio.get_running_loop().create_task(self._retire(old, removed))
+        self._retiring.add(retiring)
+        retiring.add_done_callback(self._retiring.discard)
+        old_config, self.config = self.config, config
+        if config.pid_file != old_config.pid_file:
+            self._pid_file.remove()
+            self._pid_file.write(self.config.pid_file, self.log)
+        raise_descriptor_limit(config, new.log)
+        for place in fresh:
+            self._start_server(self._servers[place])
+        for change in changes(old_config, config, renewed):
+            self._events.publish(change)
+        for key in _ONLY_AT_START:
+            if getattr(config, key) != getattr(old_config, key):
+                new.log.warning("takes effect at the next start only", key=key)
+
+    async def _retire(self, old: Generation, removed: Sequence[Server]) -> None:
+        """Let what began under another configuration come to its end, and close what that was made of."""
+        try:
+            await self._drain_servers(removed)
+            for server in removed:
+                await server.close()
+            for policy in old.policies.values():
+                await policy.abandoned()
+        finally:
+            await old.close()
 
     # Closing, in reverse.
 
     async def _close(self) -> None:
+        self._ending = True
         async with self._closing:  # who comes second waits for the first
             try:
                 await self._opened.aclose()
             finally:
-                self._servers = []
-                self._logs = {}
-                self._running = False
+                self._servers = {}
+                self._running = self._ending = False
 
     async def _drain(self) -> None:
         """Accept nothing more, and wait until all transactions have ended, but not longer than allowed."""
-        everyone = asyncio.gather(*(server.drain() for server in self._servers))
+        await self._drain_servers(list(self._servers.values()))
+
+    async def _drain_servers(self, servers: Sequence[Server]) -> None:
+        everyone = asyncio.gather(*(server.drain() for server in servers))
         hurry = asyncio.create_task(self._hurry.wait())
         ends = (everyone, hurry)
         try:
@@ -337,17 +487,14 @@ class Daemon:
             everyone.cancel()
             await asyncio.gather(*ends, return_exceptions=True)
 
-    def _remove_pid_file(self) -> None:
-        path = Path(self.config.pid_file)
-        with contextlib.suppress(OSError, ValueError):
-            if path.read_text(encoding="ascii").strip() == str(os.getpid()):  # another's is not ours to remove
-                path.unlink()
+    async def _close_servers(self) -> None:
+        """Cut off who is still there, and wait for what earlier configurations still had to do."""
+        for server in self._servers.values():
+            await server.close()
+        if self._retiring:
+            await asyncio.wait(self._retiring)
 
-
-def _why(error: OSError) -> str:
-    """Say what to do about the two errors that everybody meets."""
-    if isinstance(error, PermissionError):
-        return f"{os.strerror(errno.EACCES)}; ports below 1024 need root, or the capability CAP_NET_BIND_SERVICE"
-    if error.errno == errno.EADDRINUSE:
-        return f"{os.strerror(errno.EADDRINUSE)}; another server is running there"
-    return str(error.strerror or error)
+    async def _close_generation(self) -> None:
+        generation, self._generation = self._generation, None
+        if generation is not None:
+            await generation.close()

@@ -47,12 +47,13 @@ class Address:
 
     def __str__(self) -> str:
         """Write it as ``user@host``, the local part quoted where it must be; the null path is the empty string."""
-        if self.null_path:
+        user, host = self.user, self.host
+        if not user and not host:
             return ""
-        user = self.user
-        if not _DOT_STRING.fullmatch(user):
+        # Most are letters and digits alone, and to see that is quicker.
+        if not user.isalnum() and not _DOT_STRING.fullmatch(user):
             user = '"' + user.replace("\\", "\\\\").replace('"', '\\"') + '"'
-        return f"{user}@{self.host}" if self.host else user
+        return f"{user}@{host}" if host else user
 
 
 NULL_PATH = Address()
@@ -64,11 +65,33 @@ EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, slots=True)
+class ClientCertificate:
+    """The certificate that a client has shown, and that was verified: by which authorities, the configuration says."""
+
+    subject: str
+    """Whom it is for, written as RFC 4514 has it: ``CN=mail.example.com,O=Example``."""
+    issuer: str
+    serial_number: str
+    """Hexadecimal digits, upper case."""
+    fingerprint: str
+    """SHA-256 of the certificate, 64 hexadecimal digits, lower case."""
+    der: bytes = field(repr=False)
+    """The certificate itself, for who needs more of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class TLSInfo:
     """What is known of the TLS session that the message came over."""
 
     version: str
+    """Such as ``TLSv1.3``."""
     cipher: str
+    """OpenSSL's name of the cipher suite."""
+    server_name: str = ""
+    """The name that the client has asked for (SNI, RFC 6066 section 3), as it wrote it; empty: it named none, or what
+    cannot be a name. Anybody can ask for anything."""
+    client_certificate: ClientCertificate | None = None
+    """What the client has shown, if it was asked to."""
 
 
 class Headers:
@@ -108,6 +131,10 @@ class Headers:
         return f"Headers({list(self._fields)!r})"
 
 
+NO_HEADERS = Headers()
+"""Those of a message that nobody has looked at."""
+
+
 @dataclass(slots=True, eq=False)
 class Envelope:
     """One message on its way: who sent it, to whom, over what connection, and its octets.
@@ -136,7 +163,7 @@ class Envelope:
     """The name of this transaction, 32 hexadecimal digits, made by the gateway; the client is told it with the 250."""
     received_at: datetime = EPOCH
     """When the whole message had come, UTC; stamped by the gateway, since the dialogue has no clock."""
-    header: Headers = field(default_factory=Headers)
+    header: Headers = NO_HEADERS
     subject: str = ""
     hashes: list[str] = field(default_factory=list)
     """One key per recipient, in the order of ``rcpt_to``."""

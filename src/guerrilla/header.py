@@ -67,7 +67,9 @@ def parse_header(data: Body) -> Headers:
         name, _, value = line.partition(":")
         if len(name) == len(line):
             continue
-        if not _NAME.fullmatch(name):
+        # As the pattern has it, since there is no colon in it; most are short.
+        plain = len(name) <= _MAX_NAME and " " not in name and name.isascii() and name.isprintable()
+        if not plain or not name:
             # RFC 5322 section 4.5 (obsolete syntax): blanks may stand before the colon.
             name = name.rstrip(" \t")
             if not _NAME.fullmatch(name):

@@ -13,12 +13,12 @@ import math
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import structlog
-from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+from structlog.typing import FilteringBoundLogger
 
 MAX_TEXT = 256
 """Characters of one value, at most."""
@@ -75,11 +75,12 @@ class Log:
             render = _Console(colours=self._output.is_terminal)
         else:
             render = _json_line
-        finish = _drop if log_file == "off" else _Finish(render, self._output)
+        off = log_file == "off"
+        filtering = structlog.make_filtering_bound_logger(logging.CRITICAL if off else level)
         self.logger: FilteringBoundLogger = structlog.wrap_logger(
-            self._output,
-            processors=[finish],
-            wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL if log_file == "off" else level),
+            _Silence() if off else _Records(render, self._output),
+            processors=[],
+            wrapper_class=type("Logger", (_Direct, filtering), {}),
             context_class=dict,
         ).bind()
 
@@ -137,9 +138,6 @@ class _Output:
             self._torn = written < len(octets)
             self.dropped += self._torn
 
-    # structlog calls the method of the level on what it wraps.
-    debug = info = warning = warn = error = critical = fatal = exception = msg = write
-
     def reopen(self) -> None:
         if not self.is_file:
             return
@@ -157,50 +155,84 @@ class _Output:
             os.close(old)
 
 
-def _drop(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    raise structlog.DropEvent
+class _Direct:
+    """Goes before structlog's class of a level, which filters and binds, and makes the record without its processors.
+
+    A line is written for each message; a chain of processors would cost as much as all else that is done for it.
+    """
+
+    _logger: _Records | _Silence
+    _context: dict[str, Any]
+
+    def _proxy_to_logger(self, method: str, event: object = "", **fields: Any) -> None:
+        self._logger.write(method, event, self._context | fields if self._context else fields)
 
 
-class _Finish:
-    """The one processor: puts the record in order, makes it safe, and renders it."""
+class _Silence:
+    """Takes what goes nowhere."""
+
+    def write(self, method: str, event: object, fields: dict[str, Any]) -> None: ...
+
+
+class _Records:
+    """Puts each record in order, makes it safe, renders it, and writes it."""
 
     def __init__(self, render: Callable[[dict[str, Any]], str], output: _Output) -> None:
         self._render = render
         self._output = output
+        self._second = (0, "")
+        """The latest second, and how it is written: a busy log has many records in one."""
 
-    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> str:
+    def write(self, method: str, event: object, fields: dict[str, Any]) -> None:
         try:
-            return self._render(_record(logger, method, event))
+            line = self._render(self._record(method, event, fields))
         except Exception:  # a value that cannot be written must not fail the mail it belongs to
             self._output.dropped += 1
-            raise structlog.DropEvent from None
+        else:
+            self._output.write(line)
+
+    def _record(self, method: str, event: object, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return level, time, event, then the fields, all of it safe to print."""
+        traceback = _traceback(fields) if "exc_info" in fields else ""
+        record = {"level": _METHODS.get(method, method), "timestamp": self._timestamp(), "event": _safe(event)}
+        for name, value in fields.items():
+            if not (name.isprintable() and len(name) <= MAX_TEXT):
+                name = _escaped(name)
+            record[name + "_" if name in _RESERVED else name] = _safe(value)
+        if traceback:
+            record["exception"] = traceback
+        return record
+
+    def _timestamp(self) -> str:
+        """Return the time in UTC, in milliseconds."""
+        second, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+        latest, written = self._second
+        if second != latest:
+            written = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._second = second, written
+        return f"{written}.{nanoseconds // 1_000_000:03}Z"
 
 
-def _record(logger: WrappedLogger, method: str, event: EventDict) -> dict[str, Any]:
-    """Return level, time, event, then the fields, all of it safe to print."""
-    traceback = ""
-    if event.get("exc_info"):
-        traceback = _lines(structlog.processors.format_exc_info(logger, method, event).pop("exception", ""))
-    event.pop("exc_info", None)
-    record = {
-        "level": _METHODS.get(method, method),
-        "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "event": _safe(event.pop("event", "")),
-    }
-    for name, value in event.items():
-        if not (name.isprintable() and len(name) <= MAX_TEXT):
-            name = _escaped(name)
-        record[name + "_" if name in _RESERVED else name] = _safe(value)
-    if traceback:
-        record["exception"] = traceback
-    return record
+def _traceback(fields: dict[str, Any]) -> str:
+    """Take ``exc_info`` out of the fields, and return what it stands for."""
+    if not fields["exc_info"]:
+        del fields["exc_info"]
+        return ""
+    return _lines(structlog.processors.format_exc_info(None, "", fields).pop("exception", ""))
 
 
 def _safe(value: Any, depth: int = 0) -> Any:
     """Return the value as JSON may have it, with every text in it printable and short."""
-    if isinstance(value, str):
+    kind = type(value)
+    if kind is str:
         return value if len(value) <= MAX_TEXT and value.isprintable() else _escaped(value)
-    if value is None or isinstance(value, bool | int):
+    if value is None or kind is int or kind is bool:
+        return value
+    if kind is list and depth < _MAX_DEPTH:
+        return [_safe(item, depth + 1) for item in value]
+    if isinstance(value, str):
+        return _escaped(value)
+    if isinstance(value, int):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import re
 import signal
 import socket
 import sqlite3
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.e2e.messages import Connection, content_of, envelope_of, id_of, recipients_of, some, stuffed
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Launch, RunningDaemon
@@ -29,9 +29,6 @@ KILL_MOMENTS = [round(_LOT.uniform(0.0, 0.6), 4) for _ in range(KILLS)]
 """Seconds from the first 250 to the SIGKILL."""
 TERM_MOMENTS = [round(_LOT.uniform(0.0, 0.6), 4) for _ in range(3)]
 
-_ID = re.compile(rb"\r\nX-Id: ([0-9]+-[0-9]+)\r\n")
-_DELIVERY_HEADER = re.compile(rb"Delivered-To: [^\r\n]+\r\nReceived: from [^\r\n]+(?:\r\n\t[^\r\n]+)+\r\n")
-
 CONFIG: dict[str, Any] = {
     "servers": [{"listen_interface": "127.0.0.1:0"}],
     "allowed_hosts": ["example.com"],
@@ -39,30 +36,6 @@ CONFIG: dict[str, Any] = {
     "log_level": "warning",
     "backend_config": {"save_process": "HeadersParser|Hasher|Header|Sql"},
 }
-
-
-# What is sent follows from the id alone, so that it can be told afterwards what must be there.
-
-
-def recipients_of(message_id: str) -> list[str]:
-    """Name one to five recipients."""
-    return [f"r{number}@example.com" for number in range(random.Random(message_id).randint(1, 5))]
-
-
-def content_of(message_id: str) -> bytes:
-    """Write a message: one to six kilobytes of any octets but CR and LF, and now and then one that is spooled."""
-    lot = random.Random(message_id)
-    lines = [b"From: <sender@example.org>", b"X-Id: " + message_id.encode(), b"Subject: load", b""]
-    for _ in range(5000 if lot.random() < 0.01 else lot.randint(10, 80)):
-        line = lot.randbytes(lot.randint(0, 80)).translate(None, b"\r\n")
-        lines.append(b"." * lot.randint(0, 2) + line)
-    return b"\r\n".join([*lines, b""])
-
-
-def envelope_of(message_id: str) -> bytes:
-    """Write the commands before the content."""
-    recipients = "".join(f"RCPT TO:<{recipient}>\r\n" for recipient in recipients_of(message_id))
-    return f"MAIL FROM:<sender@example.org> BODY=8BITMIME\r\n{recipients}".encode()
 
 
 class Load:
@@ -107,7 +80,7 @@ class Load:
                 if (code := await client.code()) >= 400:
                     self._note(message_id, code)
                     return
-            octets, before = content_of(message_id).replace(b"\r\n.", b"\r\n..") + b".\r\n", message_id
+            octets, before = stuffed(content_of(message_id)), message_id
 
     async def _with_bdat(self, client: Connection, number: int) -> None:
         """Send whole messages, several in one burst, before any answer is read (RFC 3030 section 4.3)."""
@@ -129,33 +102,6 @@ class Load:
             self.first_kept.set()
 
 
-class Connection:
-    """One client's socket, and what it has read of the replies. Raises ConnectionError when the server has gone."""
-
-    def __init__(self, connected: socket.socket) -> None:
-        self._socket = connected
-        self._loop = asyncio.get_running_loop()
-        self._lines: list[bytes] = []
-        self._rest = b""
-
-    async def send(self, octets: bytes) -> None:
-        """Send all of it."""
-        await self._loop.sock_sendall(self._socket, octets)
-
-    async def code(self) -> int:
-        """Return the code of the next reply."""
-        while True:
-            while not self._lines:
-                octets = await self._loop.sock_recv(self._socket, 65536)
-                if not octets:
-                    raise ConnectionResetError
-                *lines, self._rest = (self._rest + octets).split(b"\r\n")
-                self._lines = lines[::-1]
-            line = self._lines.pop()
-            if line[3:4] != b"-":
-                return int(line[:3])
-
-
 # What is there afterwards.
 
 
@@ -165,13 +111,7 @@ def kept(folder: Path) -> dict[str, Counter[str]]:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         found: dict[str, Counter[str]] = {}
         for recipient, mail in database.execute("SELECT recipient, mail FROM new_mail"):
-            match = _ID.search(mail)
-            assert match, f"a row for {recipient} holds no message: {mail[:200]!r}"
-            message_id = match[1].decode()
-            content = content_of(message_id)
-            assert mail.endswith(content), f"{message_id} for {recipient} is not what was sent"
-            assert _DELIVERY_HEADER.fullmatch(mail[: -len(content)]), f"{message_id} for {recipient}: its front"
-            found.setdefault(message_id, Counter())[recipient] += 1
+            found.setdefault(id_of(mail), Counter())[recipient] += 1
     return found
 
 
@@ -189,12 +129,6 @@ def hold_to_its_answers(load: Load, folder: Path) -> None:
     assert not returned, f"kept, though their sender was told that they are not: {some(sorted(returned))}"
     unknown = found.keys() - load.answers.keys()
     assert not unknown, f"never sent: {some(sorted(unknown))}"
-
-
-def some(items: Iterable[object]) -> str:
-    """Write the first few."""
-    listed = [str(item) for item in items]
-    return ", ".join(listed[:10]) + (", …" if len(listed) > 10 else "")
 
 
 async def load_until(daemon: RunningDaemon, moment: float, number: signal.Signals) -> Load:

@@ -1,4 +1,4 @@
-"""Real servers of the tests' own: MariaDB, PostgreSQL, Redis and php-fpm, to be stopped, frozen, killed and restarted.
+"""Real servers of the tests' own: databases, Redis, php-fpm and proxies, to be stopped, frozen, killed and restarted.
 
 A pytest plugin. Each server starts when the first test asks for it, in a temporary folder, on 127.0.0.1 and on a Unix
 socket in that folder, and is gone with the folder at the end of the session, also when the tests are killed. What the
@@ -15,7 +15,7 @@ A test whose server is not installed is left out, and named at the end; where ``
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import pytest
@@ -23,14 +23,18 @@ import pytest
 from .databases import DatabaseServer, MariaDB, PostgreSQL
 from .php_fpm import PhpFpm
 from .process import Over, PrivateServer, ProgramMissingError
+from .proxies import HAProxy, Nginx
 from .redis_server import RedisServer
 
-__all__ = ["DatabaseServer", "MariaDB", "Over", "PhpFpm", "PostgreSQL", "PrivateServer", "RedisServer", "serve"]
+__all__ = [
+    "DatabaseServer", "HAProxy", "MariaDB", "Nginx", "Over", "PhpFpm", "PostgreSQL", "PrivateServer", "RedisServer",
+    "serve",
+]  # fmt: skip
 
 Server = TypeVar("Server", bound=PrivateServer)
 
 
-def serve(kind: type[Server]) -> Iterator[Server]:
+def serve(kind: Callable[[], Server]) -> Iterator[Server]:
     """Give a server that is not started yet, and remove it afterwards: the body of a fixture."""
     try:
         server = kind()

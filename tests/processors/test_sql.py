@@ -21,12 +21,14 @@ import structlog
 from pydantic import ValidationError
 from sqlalchemy import event, text
 from structlog.testing import LogCapture
+from tests.private_servers import DatabaseServer
 
 from guerrilla.backends.base import CallNext
 from guerrilla.config import problems_of
 from guerrilla.envelope import Address, Envelope, Headers, TLSInfo
 from guerrilla.processors.sql import Sql, SqlConfig
 from guerrilla.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR, OK, STORAGE_NOT_AVAILABLE, Reply
+from guerrilla.stores.sql_table import create_statements
 
 Store: TypeAlias = Callable[..., AbstractAsyncContextManager[Sql]]
 COLUMNS = (
@@ -605,6 +607,49 @@ def test_bad_dsn(driver: str, dsn: object, meant: str) -> None:
 def test_password_is_not_shown() -> None:
     """What is shown of the configuration has no password in it."""
     assert "s3cret" not in repr(SqlConfig(sql_driver="mysql", sql_dsn="root:s3cret@/mail"))
+
+
+GO_COLUMNS = (
+    "date to from subject body mail spam_score hash content_type recipient has_attach ip_addr return_path is_tls "
+    "message_id reply_to sender"
+)
+GO_VALUES = "(NOW(), ?, ?, ?, ? , ?, 0, ?, ?, ?, 0, ?, ?, ?, ?, ?, ?)"
+QUOTES = {"mysql": "`", "postgres": '"'}
+HEX = {"mysql": "HEX(mail)", "postgres": "UPPER(ENCODE(mail, 'hex'))"}
+
+
+@pytest.mark.parametrize("driver", ["mysql", "postgres"])
+async def test_the_statement_of_the_go_program(opened: Store, request: pytest.FixtureRequest, driver: str) -> None:
+    """Given as ``sql_insert`` and ``sql_values``, NOW() and all, it fills the table that both programs have."""
+    server: DatabaseServer = request.getfixturevalue({"mysql": "mariadb", "postgres": "postgres"}[driver])
+    database = server.create_database()
+    for statement in create_statements(driver, "new_mail"):
+        server.sql(statement, database)
+    quote = QUOTES[driver]
+    columns = ", ".join(f"{quote}{column}{quote}" for column in GO_COLUMNS.split())
+    values = GO_VALUES
+    if driver == "postgres":
+        for number in range(1, 15):
+            values = values.replace("?", f"${number}", 1)
+    keys = {"sql_insert": f"INSERT INTO new_mail ({columns}) VALUES", "sql_values": values}
+    data = bytes(range(256)) + b"%s :a ? $1"
+    async with opened(sql_driver=driver, sql_dsn=server.go_dsn(database), **keys) as sql:
+        hashes = [[f"{number}{user}".zfill(32) for user in ("ann", "bob")] for number in range(50)]
+        envelopes = [mail(data, "ann", "bob", subject="50 %s", hashes=each) for each in hashes]
+        replies = await asyncio.gather(*(sql.save_mail(envelope, following) for envelope in envelopes))
+        assert replies == [OK] * 50
+        assert await sql.save_mail(mail(data, hashes=["f" * 32]), refusing) is LOCAL_ERROR
+    seconds = {"mysql": "ABS(TIMESTAMPDIFF(SECOND, NOW(), date))", "postgres": "ABS(EXTRACT(EPOCH FROM NOW() - date))"}
+    rows = server.sql(
+        f"SELECT hash, recipient, subject, {HEX[driver]}, {seconds[driver]} < 600 FROM new_mail ORDER BY hash", database
+    ).splitlines()
+    wanted = [
+        (key, f"{user}@example.com", "50 %s", data.hex().upper())
+        for each in hashes
+        for key, user in zip(each, ("ann", "bob"), strict=True)
+    ]
+    assert [tuple(row.split("\t")[:4]) for row in rows] == sorted(wanted)
+    assert {row.split("\t")[4] for row in rows} <= {"1", "t"}
 
 
 def test_wrong_number_of_placeholders() -> None:

@@ -29,11 +29,16 @@ from structlog.testing import LogCapture
 from guerrilla.backends.base import Backend
 from guerrilla.config import ServerConfig
 from guerrilla.envelope import Envelope
+from guerrilla.event_bus import EventBus
 from guerrilla.server.limits import Memory
 from guerrilla.server.listener import Server
+from guerrilla.server.policy import Policy
+from guerrilla.server.sockets import open_sockets
 from guerrilla.server.spool import Spool
+from guerrilla.server.witness import Witness
 from guerrilla.smtp.hosts import AllowedHosts
 from guerrilla.smtp.replies import Reply
+from guerrilla.stats import Counters
 from guerrilla.testing.recording import RecordingBackend
 
 PATIENCE = 20.0
@@ -134,9 +139,16 @@ class Client:
             parts.append(octets)
         return b"".join(parts)
 
-    async def secure(self, context: ssl.SSLContext, *, early: bytes = b"") -> ssl.SSLObject:
+    async def secure(
+        self,
+        context: ssl.SSLContext,
+        *,
+        early: bytes = b"",
+        server_name: str | None = "mx.test",
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
         """Do the TLS handshake; ``early`` leaves in one segment with its last octets."""
-        tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="mx.test")
+        tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name, session=session)
         async with asyncio.timeout(PATIENCE):
             while True:
                 try:
@@ -280,7 +292,7 @@ class HouseMaker:
                 "public_key_file": self._certificate.public_key_file,
                 "private_key_file": self._certificate.private_key_file,
             }
-        server = Server(
+        policy = Policy(
             ServerConfig(**{"listen_interface": "127.0.0.1:0", "host_name": "mx.test", **config}),
             hosts=AllowedHosts(["example.com"]),
             backend=backend,
@@ -290,8 +302,8 @@ class HouseMaker:
             ).bind(),
         )
         if timeout is not None:
-            server.timeout = timeout
-        server.bind()
+            policy.timeout = timeout
+        server = Server(policy, open_sockets(policy.config.host, policy.config.port), Witness(Counters(), EventBus()))
         server.start()
         house = House(server, backend, memory, capture)
         self.houses.append(house)

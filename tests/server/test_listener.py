@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from guerrilla.server.listener import open_sockets
+from guerrilla.server.sockets import open_sockets
 
 if TYPE_CHECKING:
     from tests.server.conftest import HouseMaker

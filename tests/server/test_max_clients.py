@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from tests.server.conftest import Certificate, HouseMaker
+    from guerrilla.server.limits import Clients
+from tests.server.conftest import Certificate, HouseMaker
 
 TOO_MANY = b"421 4.3.2 Too many connections, try again later\r\n"
 
@@ -107,5 +108,6 @@ async def test_after_hundreds_of_clients_of_every_fate_all_places_are_free(
         await asyncio.gather(*(live(begin + number) for number in range(42)))
     await house.empty()
     assert len(house.server._clients) == 0
+    assert isinstance(house.server._clients, Clients)
     assert not house.server._clients._households
     assert house.server._refusing == 0

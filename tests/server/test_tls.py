@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from guerrilla.config import TLSConfig
-from guerrilla.server.tls import TLSError, make_context, openssl_name
+from guerrilla.config import Problem, TLSConfig
+from guerrilla.server.tls import TLSError, fingerprint, make_context, openssl_name
 
 if TYPE_CHECKING:
     from tests.server.conftest import Certificate
 
 
-def context(certificate: Certificate, **keys: Any) -> ssl.SSLContext:
+def configuration(certificate: Certificate, **keys: Any) -> TLSConfig:
     files = {"public_key_file": certificate.public_key_file, "private_key_file": certificate.private_key_file}
-    return make_context(TLSConfig(**{"start_tls_on": True, **files, **keys}))
+    return TLSConfig(**{"start_tls_on": True, **files, **keys})
+
+
+def unexpected(problem: Problem) -> None:
+    pytest.fail(str(problem))
+
+
+def context(certificate: Certificate, warn: Callable[[Problem], None] = unexpected, **keys: Any) -> ssl.SSLContext:
+    return make_context(configuration(certificate, **keys), warn)
+
+
+def suites(made: ssl.SSLContext) -> list[str]:
+    """Return the suites up to TLS 1.2."""
+    return [suite["name"] for suite in made.get_ciphers() if suite["protocol"] != "TLSv1.3"]
 
 
 def handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> ssl.SSLObject:
@@ -123,38 +136,132 @@ def test_suites_of_tls_1_3_are_not_for_choosing(certificate: Certificate) -> Non
 
 
 def test_ciphers_that_nobody_knows_are_an_error_with_their_names(certificate: Certificate) -> None:
-    with pytest.raises(TLSError, match=r"^tls\.ciphers: none of TLS_NO_WITH_SUCH is known to OpenSSL"):
-        context(certificate, ciphers=["TLS_NO_WITH_SUCH"])
+    with pytest.raises(TLSError, match=r"^tls\.ciphers: none of TLS_NO_WITH_SUCH, NONE is known to OpenSSL"):
+        context(certificate, ciphers=["TLS_NO_WITH_SUCH", "NONE"])
+    with pytest.raises(TLSError, match=r"^tls\.ciphers: none of TLS_AES_512_GCM_SHA512 is known to OpenSSL"):
+        context(certificate, ciphers=["TLS_AES_512_GCM_SHA512"])
 
 
-@pytest.mark.parametrize("curve", ["P256", "P384", "P521", "X25519"])
-def test_each_curve_can_be_chosen(certificate: Certificate, curve: str) -> None:
-    assert handshake(context(certificate, curves=[curve]), certificate.client_context()).version() == "TLSv1.3"
+def test_an_unknown_cipher_among_known_ones_is_told_and_left_out(certificate: Certificate) -> None:
+    told: list[Problem] = []
+    known = ["TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "ECDHE-RSA-AES128-GCM-SHA256"]
+    made = context(certificate, told.append, ciphers=[known[0], "TLS_NO_WITH_SUCH", known[1], "NONE"])
+    assert suites(made) == ["ECDHE-ECDSA-AES128-GCM-SHA256", "ECDHE-RSA-AES128-GCM-SHA256"]
+    assert [str(each) for each in told] == [
+        f"warning: tls.ciphers: TLS_NO_WITH_SUCH, NONE: not known to {ssl.OPENSSL_VERSION}"
+    ]
 
 
-def test_a_file_that_is_not_there_is_an_error_with_its_name(certificate: Certificate) -> None:
-    with pytest.raises(TLSError, match=r"^tls\.public_key_file '/nowhere\.pem' .*: No such file or directory$"):
-        context(certificate, public_key_file="/nowhere.pem")
+@pytest.mark.parametrize(
+    "name", ["ALL", "HIGH", "!ECDHE", "@SECLEVEL=0", "aNULL", "NULL-SHA256", "ADH-AES128-SHA", "", "a:b"]
+)
+def test_what_is_no_cipher_suite_with_a_certificate_is_unknown(certificate: Certificate, name: str) -> None:
+    with pytest.raises(TLSError, match=r"^tls\.ciphers: none of "):
+        context(certificate, ciphers=[name])
 
 
-def test_a_file_that_holds_something_else_is_an_error(certificate: Certificate, tmp_path: Path) -> None:
-    (tmp_path / "junk.pem").write_text("junk")
-    with pytest.raises(TLSError, match=r"junk\.pem'.* are not a certificate and its key in PEM form"):
-        context(certificate, public_key_file=str(tmp_path / "junk.pem"))
+GO_CIPHERS = [
+    "TLS_FALLBACK_SCSV",
+    "TLS_RSA_WITH_RC4_128_SHA",
+    "TLS_RSA_WITH_3DES_EDE_CBC_SHA",
+    "TLS_RSA_WITH_AES_128_CBC_SHA",
+    "TLS_RSA_WITH_AES_256_CBC_SHA",
+    "TLS_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_RC4_128_SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_RC4_128_SHA",
+    "TLS_ECDHE_RSA_WITH_3DES_EDE_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305",
+]
 
 
-def test_a_key_of_another_certificate_is_an_error(certificate: Certificate, tmp_path: Path) -> None:
-    other = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (tmp_path / "other.pem").write_bytes(other)
-    with pytest.raises(TLSError, match="KEY_VALUES_MISMATCH"):
-        context(certificate, private_key_file=str(tmp_path / "other.pem"))
+def test_the_ciphers_of_the_go_program_load_and_only_the_broken_ones_are_told(certificate: Certificate) -> None:
+    told: list[Problem] = []
+    made = context(certificate, told.append, ciphers=[*GO_CIPHERS, "TLS_AES_128_GCM_SHA256"])
+    assert len(suites(made)) >= 14
+    for problem in told:  # OpenSSL can be built with these
+        names = problem.message.partition(": ")[0].split(", ")
+        assert names
+        assert all("RC4" in name or "3DES" in name for name in names)
+    assert handshake(made, certificate.client_context()).version() == "TLSv1.3"
 
 
-def test_an_encrypted_key_is_an_error_and_no_question_on_the_terminal(certificate: Certificate) -> None:
-    with pytest.raises(TLSError, match=r"encrypted\.pem'.* are not a certificate and its key"):
+def test_ciphers_do_not_lower_what_is_asked_of_keys(certificate: Certificate) -> None:
+    assert context(certificate, ciphers=["AES128-SHA"]).security_level == context(certificate).security_level > 0
+    assert context(certificate, protocols=["tls1.0"], ciphers=["AES128-SHA"]).security_level == 0
+
+
+CURVES = {"P256": "prime256v1", "P384": "secp384r1", "P521": "secp521r1", "X25519": "X25519"}
+
+
+def agrees_on(made: ssl.SSLContext, certificate: Certificate, curve: str) -> bool:
+    client = certificate.client_context()
+    client.set_ecdh_curve(CURVES[curve])
+    try:
+        handshake(made, client)
+    except ssl.SSLError as error:
+        if error.reason != "NO_SUITABLE_KEY_SHARE":
+            raise
+        return False
+    return True
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_one_curve_is_the_only_one(certificate: Certificate, curve: str) -> None:
+    for made in (context(certificate, curves=[curve]), context(certificate, curves=[curve, curve])):
+        assert [each for each in CURVES if agrees_on(made, certificate, each)] == [curve]
+
+
+@pytest.mark.parametrize("curves", [[], ["P256", "P384", "P521", "X25519"]])
+def test_all_curves_can_be_agreed_on(certificate: Certificate, curves: list[str]) -> None:
+    made = context(certificate, curves=curves)
+    assert all(agrees_on(made, certificate, each) for each in CURVES)
+
+
+def test_some_curves_hold_where_python_can_set_them_and_are_an_error_where_it_cannot(certificate: Certificate) -> None:
+    curves = ["P384", "P521"]
+    if hasattr(ssl.SSLContext, "set_groups"):
+        made = context(certificate, curves=curves)
+        assert [each for each in CURVES if agrees_on(made, certificate, each)] == curves
+    else:
+        with pytest.raises(
+            TLSError, match=r"^tls\.curves: found P384, P521; before 3\.15, .*; meant: one, or all of P256"
+        ):
+            context(certificate, curves=curves)
+
+
+def test_several_curves_are_set_in_their_order(certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(ssl.SSLContext, "set_groups", lambda made, groups: given.append(groups), raising=False)
+    context(certificate, curves=["X25519", "P256"])
+    assert given == ["X25519:prime256v1"]
+
+
+def test_a_curve_that_the_library_does_not_have_is_told(
+    certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(ssl.SSLContext, "set_groups", raising=False)
+    monkeypatch.setattr("guerrilla.server.tls._CURVES", {"X25519": "none"})
+    with pytest.raises(TLSError, match=r"^tls\.curves: OpenSSL .* cannot use X25519: unknown elliptic curve name"):
+        context(certificate, curves=["X25519"])
+
+
+def test_a_pair_that_cannot_be_used_is_told_with_its_keys_and_paths(certificate: Certificate) -> None:
+    with pytest.raises(TLSError) as caught:
         context(certificate, private_key_file=certificate.encrypted_key_file)
+    assert str(caught.value) == (
+        f"tls.public_key_file '{certificate.public_key_file}' with tls.private_key_file "
+        f"'{certificate.encrypted_key_file}': the key is encrypted; meant: a key without a passphrase"
+    )
 
 
 def test_clients_are_not_asked_for_a_certificate_by_default(certificate: Certificate) -> None:
@@ -191,3 +298,37 @@ def test_what_python_cannot_do_is_an_error_that_says_what_can_be_done(certificat
 def test_a_file_of_authorities_that_cannot_be_read_is_an_error_with_its_name(certificate: Certificate) -> None:
     with pytest.raises(TLSError, match=r"^tls\.root_cas_file '/nowhere\.pem': "):
         context(certificate, client_auth_type="VerifyClientCertIfGiven", root_cas_file="/nowhere.pem")
+
+
+@pytest.mark.parametrize("held", ["", "junk", "-----BEGIN CERTIFICATE-----\n"])
+def test_a_file_of_authorities_that_holds_none_is_an_error_and_not_those_of_the_system(
+    certificate: Certificate, tmp_path: Path, held: str
+) -> None:
+    (tmp_path / "root.pem").write_text(held)
+    with pytest.raises(TLSError, match=r"^tls\.root_cas_file '.*root\.pem': no certificates in PEM form$"):
+        context(certificate, client_auth_type="VerifyClientCertIfGiven", root_cas_file=str(tmp_path / "root.pem"))
+
+
+def test_the_files_of_a_context_have_a_fingerprint(certificate: Certificate, tmp_path: Path) -> None:
+    root = tmp_path / "root.pem"
+    more = {"public_key_file": str(tmp_path / "more.pem"), "private_key_file": "a\0b"}
+    config = configuration(certificate, root_cas_file=str(root), certificates=[more])
+    first = fingerprint(config)
+    assert [each[0] for each in first] == [
+        certificate.public_key_file, certificate.private_key_file, str(root), more["public_key_file"], "a\0b",
+    ]  # fmt: skip
+    assert first[2:] == ((str(root), 0, 0, 0), (more["public_key_file"], 0, 0, 0), ("a\0b", 0, 0, 0))
+    assert fingerprint(config) == first
+    root.write_bytes(b"a")
+    second = fingerprint(config)
+    assert second != first
+    (tmp_path / "renamed").write_bytes(b"b")
+    state = os.stat(root)
+    os.utime(tmp_path / "renamed", ns=(state.st_atime_ns, state.st_mtime_ns))
+    os.rename(tmp_path / "renamed", root)
+    assert fingerprint(config) != second
+
+
+def test_where_tls_is_off_no_file_is_looked_at(certificate: Certificate) -> None:
+    assert fingerprint(configuration(certificate, start_tls_on=False)) == ()
+    assert len(fingerprint(configuration(certificate, start_tls_on=False, tls_always_on=True))) == 2

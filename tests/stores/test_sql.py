@@ -121,6 +121,18 @@ async def test_get_what_is_not_there(
         assert await store.get(key) is None
 
 
+@pytest.mark.parametrize("surplus", ["0", "\0", "\ud800"])
+async def test_a_key_that_no_column_holds(writer: SqlWriter, store: SqlStore, letter: Letters, surplus: str) -> None:
+    """A key that is longer than the column, or has what it cannot hold, is no other message's key."""
+    older, newer = letter(b"x"), letter(b"x")
+    await keep(writer, older, newer)
+    key = newer.queued_id + surplus
+    assert await store.get(key) is None
+    assert await store.list(before=key) == []
+    assert not await store.delete(key)
+    assert [summary.key for summary in await store.list()] == [newer.queued_id, older.queued_id]
+
+
 async def test_list(writer: SqlWriter, store: SqlStore, letter: Letters) -> None:
     """The newest message comes first, with what is known of it; `before` goes on where the last page ended."""
     envelopes = [letter(b"x" * number, "ann", subject=f"Grüße {number}") for number in range(5)]

@@ -1,7 +1,8 @@
 """Group commit: many envelopes, one fsync.
 
-A commit costs a disk write however much it holds. So while one batch commits, the next one fills; nobody waits for a
-clock, and nobody is told yes before the commit. The more come at once, the larger the batches, the less each one pays.
+A commit costs a disk write however much it holds. So while one batch commits, the next one fills, and what is ready at
+that moment still comes along; nobody waits for a clock, and nobody is told yes before the commit. The more come at once,
+the larger the batches, the less each one pays.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
+
+_TURNS: Final = 3
+"""Turns of the loop, at most, before a batch is closed: many short ones would keep each other waiting."""
 
 
 class BatchRefusedError(Exception):
@@ -36,6 +40,9 @@ class Batcher(Generic[ItemT]):
 
     ``undo`` is given the items whose ``add`` was cancelled when their commit had begun, kept or not: their clients have
     been told to try again, so they must go (RFC 5321 section 4.2.5). What it raises goes to ``on_error``.
+
+    A batch has ``max_items`` at most, and, if ``size`` says how many octets an item has, ``max_size`` octets; an item
+    that is larger goes alone.
     """
 
     def __init__(
@@ -45,14 +52,21 @@ class Batcher(Generic[ItemT]):
         *,
         on_error: Callable[[Exception], None],
         max_items: int = 256,
+        size: Callable[[ItemT], int] | None = None,
+        max_size: int = 0,
     ) -> None:
         self._commit = commit
         self._undo = undo
         self._on_error = on_error
         self._max_items = max_items
+        self._size = size
+        self._max_size = max_size
         self._waiting: deque[_Entry[ItemT]] = deque()
+        self._committing: Sequence[_Entry[ItemT]] = ()
         self._unwanted: list[ItemT] = []
         self._runner: asyncio.Task[None] | None = None
+        self._cut = False
+        """Whether the runner was cancelled by us, to cut a commit short."""
         self._closed = False
 
     async def add(self, item: ItemT) -> None:
@@ -69,8 +83,10 @@ class Batcher(Generic[ItemT]):
         try:
             await outcome
         except asyncio.CancelledError:
-            # Cancelled in the very moment between the commit and our waking up: the runner believes it wanted.
-            if not outcome.cancelled() and outcome.exception() is None:
+            if outcome.cancelled():
+                self._cut_if_unwanted()
+            elif outcome.exception() is None:
+                # Cancelled in the very moment between the commit and our waking up: the runner believes it wanted.
                 self._unwanted.append(item)
                 self._wake()
             raise
@@ -86,43 +102,56 @@ class Batcher(Generic[ItemT]):
         if self._runner is None:
             self._runner = asyncio.get_running_loop().create_task(self._run())
 
+    def _cut_if_unwanted(self) -> None:
+        """Cut the commit short if nobody waits for it any more."""
+        committing = self._committing
+        if committing and not self._cut and all(entry.outcome.cancelled() for entry in committing):
+            assert self._runner is not None
+            self._cut = True
+            self._runner.cancel()
+
     async def _run(self) -> None:
         try:
             while self._waiting or self._unwanted:
                 if self._unwanted:
                     unwanted, self._unwanted = self._unwanted, []
-                    error = await _attempt(self._undo, unwanted)
+                    error = await self._attempt(self._undo, unwanted)
                     if error is not None:
                         self._on_error(error)
+                await self._let_come()
                 await self._settle(self._next_batch())
         finally:
             self._runner = None
 
+    async def _let_come(self) -> None:
+        """Give the loop a few turns, as long as each brings something: what has arrived by now shares the commit."""
+        for _ in range(_TURNS):
+            number = len(self._waiting)
+            await asyncio.sleep(0)
+            if len(self._waiting) == number:
+                return
+
     def _next_batch(self) -> list[_Entry[ItemT]]:
         batch: list[_Entry[ItemT]] = []
+        size = 0
         while self._waiting and len(batch) < self._max_items:
-            entry = self._waiting.popleft()
+            entry = self._waiting[0]
             if not entry.outcome.done():  # done: its add was cancelled while it waited
+                if self._size is not None:
+                    size += self._size(entry.item)
+                    if batch and size > self._max_size:
+                        break
                 batch.append(entry)
+            self._waiting.popleft()
         return batch
 
     async def _settle(self, batch: list[_Entry[ItemT]]) -> None:
         """Commit the batch, halving it as long as it is refused, and wake those who wait for it."""
         if not batch:
             return
-        commit = asyncio.get_running_loop().create_task(_attempt(self._commit, [entry.item for entry in batch]))
-
-        def cancel_if_unwanted(_: asyncio.Future[None]) -> None:
-            if all(entry.outcome.cancelled() for entry in batch):
-                commit.cancel()
-
-        for entry in batch:
-            entry.outcome.add_done_callback(cancel_if_unwanted)
-        await asyncio.wait((commit,))
-        for entry in batch:
-            entry.outcome.remove_done_callback(cancel_if_unwanted)
-
-        error = commit.result()
+        self._committing = batch
+        error = await self._attempt(self._commit, [entry.item for entry in batch])
+        self._committing = ()
         refused = isinstance(error, BatchRefusedError)
         if refused and len(batch) > 1:
             middle = len(batch) // 2
@@ -139,15 +168,24 @@ class Batcher(Generic[ItemT]):
             else:
                 entry.outcome.set_exception(error)
 
-
-async def _attempt(action: Callable[[Sequence[ItemT]], Awaitable[None]], items: Sequence[ItemT]) -> Exception | None:
-    """Commit or undo, and return what it raises: whatever that is, the next batch must go on."""
-    try:
-        await action(items)
-    except Exception as error:
-        return error
-    except (KeyboardInterrupt, GeneratorExit):
-        raise  # it is the program that is to end
-    except BaseException as error:  # cancelled, by us or from within; SystemExit; the panic of a library in Rust
-        return RuntimeError(f"ended by {type(error).__name__}")
-    return None
+    async def _attempt(
+        self, action: Callable[[Sequence[ItemT]], Awaitable[None]], items: Sequence[ItemT]
+    ) -> Exception | None:
+        """Commit or undo, and return what it raises: whatever that is, the next batch must go on."""
+        runner = self._runner
+        assert runner is not None
+        try:
+            await action(items)
+        except Exception as error:
+            return error
+        except (KeyboardInterrupt, GeneratorExit):
+            raise  # it is the program that is to end
+        except BaseException as error:  # cancelled, by us or from within; SystemExit; the panic of a library in Rust
+            if runner.cancelling() > self._cut:
+                raise  # and not by us alone: it is the loop that is to end
+            return RuntimeError(f"ended by {type(error).__name__}")
+        finally:
+            if self._cut:
+                self._cut = False
+                runner.uncancel()
+        return None

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import secrets
 import time
+from collections import deque
 from collections.abc import Awaitable
 from datetime import UTC, datetime
 from typing import Final
@@ -62,6 +63,33 @@ class _Job:
         self.worker: asyncio.Task[None] | None = None
         self.void = False
 
+    def void_work(self) -> None:
+        """Have the work undone: its time is over, or whoever asked has cancelled the answer."""
+        self.void = True
+        if self.worker is not None:
+            self.worker.cancel()
+
+    def answered(self, answer: asyncio.Future[Reply]) -> None:
+        """Be told that the answer is there, or is not wanted any more."""
+        if answer.cancelled():
+            self.void_work()
+
+
+class _Ids:
+    """Makes names of transactions: 32 hexadecimal digits, which no other daemon makes, today or after a restart.
+
+    12 digits of time in front: what is written together is found together, and ids sort by age. Then 12 by chance,
+    for this instance, and 8 that count.
+    """
+
+    def __init__(self) -> None:
+        self._instance = secrets.token_hex(6)
+        self._count = 0
+
+    def next(self) -> str:
+        self._count = (self._count + 1) & 0xFFFF_FFFF
+        return f"{time.time_ns() // 1_000_000:012x}{self._instance}{self._count:08x}"
+
 
 class Gateway:
     """Runs envelopes through a production line, a number of them at a time.
@@ -74,8 +102,11 @@ class Gateway:
         self._line = line
         self._log = log
         self._state = State.NEW
-        self._conveyor: asyncio.Queue[_Job] = asyncio.Queue(CONVEYOR_CAPACITY)
+        self._conveyor: deque[_Job] = deque()
         self._workers: list[asyncio.Task[None]] = []
+        self._resting: deque[asyncio.Future[None]] = deque()
+        """Workers that wait for something to be put on the conveyor; the one that came last is called first."""
+        self._ids = _Ids()
         self._save_deadlines = Deadlines(line.config.gw_save_timeout, self._expire)
         self._validate_deadlines = Deadlines(line.config.gw_val_rcpt_timeout, self._expire)
         self._idle = asyncio.Event()
@@ -87,6 +118,21 @@ class Gateway:
     def state(self) -> State:
         """Where in its life the gateway is."""
         return self._state
+
+    @property
+    def queue_depth(self) -> int:
+        """Submissions that wait for a worker."""
+        return len(self._conveyor)
+
+    @property
+    def workers(self) -> int:
+        """How many there are."""
+        return len(self._workers)
+
+    @property
+    def workers_busy(self) -> int:
+        """How many of them have an envelope."""
+        return min(self._in_flight - len(self._conveyor), len(self._workers))
 
     @property
     def validates(self) -> bool:
@@ -117,6 +163,7 @@ class Gateway:
         """Start the workers. Raises RuntimeError if the gateway is not initialized."""
         if self._state is not State.INITIALIZED:
             raise RuntimeError(f"the gateway cannot be started: its state is {self._state.value}")
+        self._ids = _Ids()  # the process may be the child of the one that made us
         loop = asyncio.get_running_loop()
         self._workers = [
             loop.create_task(self._work(), name=f"worker {number}")
@@ -149,8 +196,7 @@ class Gateway:
 
         Cancel the answer to have the work made void.
         """
-        # 12 digits of time in front: what is written together is found together, and ids sort by age.
-        envelope.queued_id = f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
+        envelope.queued_id = self._ids.next()
         envelope.received_at = datetime.now(UTC)
         return self._submit(envelope, Task.SAVE_MAIL, self._line.save, self._save_deadlines)
 
@@ -165,24 +211,40 @@ class Gateway:
         if self._state is not State.RUNNING:
             answer.set_result(NOT_RUNNING)
             return answer
-        job = _Job(envelope, task, process, answer, deadlines)
-        answer.add_done_callback(lambda answer: self._void(job) if answer.cancelled() else None)
-        try:
-            self._conveyor.put_nowait(job)
-        except asyncio.QueueFull:
+        if len(self._conveyor) >= CONVEYOR_CAPACITY:
             answer.set_result(STORAGE_TOO_BUSY)
             return answer
+        job = _Job(envelope, task, process, answer, deadlines)
+        answer.add_done_callback(job.answered)
+        self._conveyor.append(job)
+        self._wake_worker()
         deadlines.add(job)
+        if not self._in_flight:
+            self._idle.clear()
         self._in_flight += 1
-        self._idle.clear()
         return answer
+
+    def _wake_worker(self) -> None:
+        while self._resting:
+            call = self._resting.pop()
+            if not call.done():
+                call.set_result(None)
+                return
+
+    async def _next_job(self) -> _Job:
+        """Wait for something on the conveyor: a worker that was called may find that a busy one was quicker."""
+        while not self._conveyor:
+            call = asyncio.get_running_loop().create_future()
+            self._resting.append(call)
+            await call
+        return self._conveyor.popleft()
 
     async def _work(self) -> None:
         """Be a worker: take one envelope at a time, and live on whatever comes of it."""
         worker = asyncio.current_task()
         assert worker is not None
         while not worker.cancelling():
-            job = await self._conveyor.get()
+            job = self._conveyor.popleft() if self._conveyor else await self._next_job()
             if not job.answer.done():
                 job.worker = worker
                 reply = await self._run(job, worker)
@@ -226,14 +288,8 @@ class Gateway:
         """Answer at once, and make the work void: RFC 5321 section 4.2.5 forbids to deliver what was answered 4yz."""
         if not job.answer.done():
             job.answer.set_result(SAVE_TIMEOUT if job.task is Task.SAVE_MAIL else STORAGE_TIMEOUT)
-        self._void(job)
+        job.void_work()
         self._log.warning("time is over", task=job.task.value, queued_id=job.envelope.queued_id)
-
-    def _void(self, job: _Job) -> None:
-        """Have the work undone: its time is over, or whoever asked has cancelled the answer."""
-        job.void = True
-        if job.worker is not None:
-            job.worker.cancel()
 
     async def _close_processors(self) -> None:
         """Shut down in reverse order all that were to be initialized; one that fails does not stop the others."""

@@ -105,14 +105,12 @@ class Processor(Generic[ConfigT]):
 
     def decorate(self, following: Process) -> Process:
         """Stack this processor on the one that follows: the seed's Decorator."""
-        hooks = {}
-        if type(self).save_mail is not Processor.save_mail:
-            hooks[Task.SAVE_MAIL] = self.save_mail
-        if type(self).validate_rcpt is not Processor.validate_rcpt:
-            hooks[Task.VALIDATE_RCPT] = self.validate_rcpt
+        kind = type(self)
+        save_mail = None if kind.save_mail is Processor.save_mail else self.save_mail
+        validate_rcpt = None if kind.validate_rcpt is Processor.validate_rcpt else self.validate_rcpt
 
         def process(envelope: Envelope, task: Task) -> Awaitable[Reply]:
-            hook = hooks.get(task)
+            hook = save_mail if task is Task.SAVE_MAIL else validate_rcpt
             if hook is None:
                 return following(envelope, task)
             return hook(envelope, lambda: following(envelope, task))

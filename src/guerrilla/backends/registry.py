@@ -18,8 +18,10 @@ from typing import Any, Final
 from pydantic import BaseModel, Field, ValidationError
 
 from guerrilla.backends.base import Decorator, Process
+from guerrilla.backends.measure import measured
 from guerrilla.backends.processor import Factory, FunctionProcessor, Processor, ProcessorConfig, stack
 from guerrilla.config import ConfigError, Duration, Problem, problems_of
+from guerrilla.stats import Counters
 
 ENTRY_POINT_GROUP: Final = "guerrilla.processors"
 
@@ -129,6 +131,13 @@ class Registry:
         """
         return list(self._sound_plan(backend_config).save)
 
+    def configurations(self, backend_config: Mapping[str, Any]) -> list[ProcessorConfig]:
+        """Return what each processor of the line reads of its keys; nothing is made.
+
+        Raises ConfigError with all that is wrong.
+        """
+        return [config for _, config in self._sound_plan(backend_config).made_of.values()]
+
     def describe(self) -> list[ProcessorInfo]:
         """Return what is known of each processor that has a name here, or in an installed package."""
         offered = {point.name.lower(): point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
@@ -146,8 +155,8 @@ class Registry:
         """Return all that is wrong with ``backend_config``, and as warnings what is probably not meant."""
         return self._plan(backend_config)[1]
 
-    def build(self, backend_config: Mapping[str, Any]) -> Line:
-        """Make the processors that the configuration names, and stack them.
+    def build(self, backend_config: Mapping[str, Any], counters: Counters | None = None) -> Line:
+        """Make the processors that the configuration names, and stack them; ``counters`` are told how each one does.
 
         Raises ConfigError with all that is wrong.
         """
@@ -159,7 +168,7 @@ class Registry:
             if isinstance(made, Processor):
                 processors.append((name, made))
                 made = made.decorate
-            decorators[name] = made
+            decorators[name] = made if counters is None else measured(made, counters.processor(name))
         save, validate = (stack([decorators[name] for name in names]) for names in (plan.save, plan.validate))
         return Line(plan.config, processors, save, validate)
 

@@ -18,19 +18,19 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from guerrilla.backends.batch import Batcher, BatchRefusedError
 from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, ProcessorConfig, Reply
 from guerrilla.stores.base import Bodies, MailStore
+from guerrilla.stores.body import body_of
 from guerrilla.stores.dsn import kind_of, read_dsn
 from guerrilla.stores.redis import RedisBodies, parse_interface
 from guerrilla.stores.sql import SqlStore
 from guerrilla.stores.sql_answer import keep_and_pass
-from guerrilla.stores.sql_letter import Letter
 from guerrilla.stores.sql_table import checked_name
 from guerrilla.stores.sql_writer import SqlSettings, SqlWriter
 
 _KEY: Final = "redis"
 """Where the rows' writer looks in ``envelope.values``, and what it finds there, if the body is in Redis."""
 
-_MAX_BATCH: Final = 32
-"""Messages in one round trip to Redis, and in memory for it."""
+_MAX_BATCH: Final = 1 << 24
+"""Octets of mail in one round trip to Redis, and in memory for it; a larger message goes alone."""
 
 
 class GuerrillaDbRedisConfig(ProcessorConfig):
@@ -150,7 +150,7 @@ class GuerrillaDbRedis(Processor[GuerrillaDbRedisConfig]):
         self.writer = SqlWriter(config.settings())
         self.bodies = RedisBodies(config.redis_interface)
         self._batcher: Batcher[_Copy] = Batcher(
-            self._commit, self._undo, on_error=self._log_undo_error, max_items=_MAX_BATCH
+            self._commit, self._undo, on_error=self._log_undo_error, size=_size, max_size=_MAX_BATCH
         )
         self._is_away = False
         """Whether Redis did not take the body it was given last."""
@@ -250,7 +250,7 @@ class GuerrillaDbRedis(Processor[GuerrillaDbRedisConfig]):
         bodies = []
         for copy in batch:
             try:
-                bodies.append((copy.key, await Letter(copy.envelope, "").mail()))
+                bodies.append((copy.key, await body_of(copy.envelope)))
             except Exception as error:  # the message's own affair, not the others'
                 raise BatchRefusedError("its octets cannot be had") from error
         refusals = await self.bodies.set_many(bodies, self.config.redis_expire_seconds)
@@ -262,3 +262,7 @@ class GuerrillaDbRedis(Processor[GuerrillaDbRedisConfig]):
 
     def _log_undo_error(self, error: Exception) -> None:
         self.log.error("bodies of mail that was not accepted could not be deleted", cause=str(error))
+
+
+def _size(copy: _Copy) -> int:
+    return len(copy.envelope)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, ip_address
+from ipaddress import ip_address
 
 from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, ProcessorConfig, Reply
 from guerrilla.envelope import Address
@@ -41,18 +41,31 @@ class Header(Processor[HeaderConfig]):
     ``received_at``, and ``hashes`` or else ``queued_id``. Sets ``delivery_header``: a store writes it before ``data``.
     """
 
+    def __init__(self, config: HeaderConfig) -> None:
+        super().__init__(config)
+        self._second: tuple[int | None, str] = (None, "")
+        """The latest second, and how it is written: much mail comes in one."""
+
     async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
         """Fill ``delivery_header``, and pass on."""
         host = self.config.primary_mail_host
-        header = _received(envelope, host)
+        header = _received(envelope, host, self._date(envelope.received_at))
         if envelope.rcpt_to:
             delivered_to = Address(user=envelope.rcpt_to[0].user, host=host)
             header = f"Delivered-To: {_text(str(delivered_to), envelope.smtputf8)}\r\n{header}"
         envelope.delivery_header = header.encode()
         return await call_next()
 
+    def _date(self, moment: datetime) -> str:
+        latest, written = self._second
+        second = int(moment.timestamp())
+        if second != latest:
+            written = _date(moment)
+            self._second = second, written
+        return written
 
-def _received(envelope: Envelope, host: str) -> str:
+
+def _received(envelope: Envelope, host: str, date: str) -> str:
     """Return the Received field (RFC 5321 section 4.4), folded, with its CRLF.
 
     The recipient stands in it only if there is one: several would tell each of the others (section 7.2).
@@ -65,9 +78,7 @@ def _received(envelope: Envelope, host: str) -> str:
         clauses += f" id {_text(name, utf8)}"
     if len(envelope.rcpt_to) == 1:
         clauses += f"\r\n\tfor <{_text(str(envelope.rcpt_to[0]), utf8)}>"
-    return (
-        f"Received: from {helo}{_tcp_info(envelope.remote_ip)}\r\n\t{clauses};\r\n\t{_date(envelope.received_at)}\r\n"
-    )
+    return f"Received: from {helo}{_tcp_info(envelope.remote_ip)}\r\n\t{clauses};\r\n\t{date}\r\n"
 
 
 def _text(text: str, utf8: bool) -> str:
@@ -75,6 +86,8 @@ def _text(text: str, utf8: bool) -> str:
 
     A header has octets beyond ASCII only if the client asked for SMTPUTF8 (RFC 6531 section 3.7.3).
     """
+    if len(text) <= _MAX_TEXT and text.isascii() and text.isprintable():
+        return text
     if not utf8:
         return _NOT_ASCII_TEXT.sub("?", text)[:_MAX_TEXT]
     return _NOT_TEXT.sub("?", text).encode()[:_MAX_TEXT].decode("utf-8", "ignore")
@@ -93,11 +106,14 @@ def _protocol(envelope: Envelope) -> str:
 def _tcp_info(remote_ip: str) -> str:
     """Return the client's address as a literal (RFC 5321 section 4.1.3) in round brackets; nothing if it has none."""
     try:
+        socket.inet_pton(socket.AF_INET, remote_ip)  # strict: what it takes is written as it should be
+        return f" ([{remote_ip}])"
+    except (OSError, ValueError):
+        pass
+    try:
         ip = ip_address(remote_ip)
     except ValueError:
         return ""
-    if isinstance(ip, IPv4Address):
-        return f" ([{ip}])"
     # Without the zone: it names an interface of this machine, and no literal has it.
     return f" ([IPv6:{str(ip).partition('%')[0]}])"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 from pydantic import field_validator
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
@@ -13,16 +12,14 @@ from guerrilla.backends.batch import Batcher
 from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, ProcessorConfig, Reply
 from guerrilla.smtp.replies import STORAGE_NOT_AVAILABLE
 from guerrilla.stores.base import Bodies
+from guerrilla.stores.body import body_of
 from guerrilla.stores.redis import RedisBodies, parse_interface
 
 _KEY = "redis"
 """Where Sql looks in ``envelope.values``, as the Go program's does, and what it finds there."""
 
-_MAX_BATCH = 32
-"""Messages in one round trip, and in memory for it."""
-
-_MAX_ON_LOOP = 1 << 20
-"""Octets that are copied at once, in well under a millisecond; more goes to a thread: it may have to come from disk."""
+_MAX_BATCH = 1 << 24
+"""Octets of mail in one round trip, and in memory for it; a larger message goes alone."""
 
 _START_SECONDS = 5.0
 
@@ -45,15 +42,6 @@ class RedisConfig(ProcessorConfig):
         return value
 
 
-@runtime_checkable
-class _Compressed(Protocol):
-    """What Compressor leaves in ``values["zlib-compressor"]``."""
-
-    async def data(self) -> bytes:
-        """Return the compressed message."""
-        ...
-
-
 class _Copy:
     """One message on its way into Redis, and what has kept it from getting there."""
 
@@ -62,7 +50,7 @@ class _Copy:
     def __init__(self, envelope: Envelope, key: str) -> None:
         self.envelope = envelope
         self.key = key
-        self.error: BaseException | None = None
+        self.error: Exception | None = None
 
 
 class Redis(Processor[RedisConfig]):
@@ -86,7 +74,7 @@ class Redis(Processor[RedisConfig]):
         super().__init__(config)
         self.bodies = RedisBodies(config.redis_interface)
         self._batcher: Batcher[_Copy] = Batcher(
-            self._commit, self._undo, on_error=self._log_undo_error, max_items=_MAX_BATCH
+            self._commit, self._undo, on_error=self._log_undo_error, size=_size, max_size=_MAX_BATCH
         )
 
     async def initialize(self) -> None:
@@ -147,12 +135,11 @@ class Redis(Processor[RedisConfig]):
     async def _commit(self, batch: Sequence[_Copy]) -> None:
         """Store the bodies of a batch; one that cannot be made, or that Redis refuses, has its own error."""
         bodies = []
-        made = await asyncio.gather(*(_body(copy.envelope) for copy in batch), return_exceptions=True)
-        for copy, body in zip(batch, made, strict=True):
-            if isinstance(body, BaseException):
-                copy.error = body
-            else:
-                bodies.append((copy, body))
+        for copy in batch:
+            try:
+                bodies.append((copy, await body_of(copy.envelope)))
+            except Exception as error:  # the message's own affair, not the others'
+                copy.error = error
         if not bodies:
             return
         refusals = await self.bodies.set_many(
@@ -177,14 +164,8 @@ class Redis(Processor[RedisConfig]):
                 raise
 
 
-async def _body(envelope: Envelope) -> bytes:
-    """Return what is stored: the whole message, compressed if Compressor was there."""
-    compressed = envelope.values.get("zlib-compressor")
-    if isinstance(compressed, _Compressed):
-        return await compressed.data()
-    if len(envelope) <= _MAX_ON_LOOP:
-        return bytes(envelope)
-    return await asyncio.to_thread(bytes, envelope)
+def _size(copy: _Copy) -> int:
+    return len(copy.envelope)
 
 
 def _cause(error: Exception) -> str:

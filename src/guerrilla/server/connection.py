@@ -13,15 +13,18 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from guerrilla.envelope import Envelope, TLSInfo
+from guerrilla.server.tls import tls_info
 from guerrilla.smtp.events import (
     Busy,
     Closed,
     CommandRefused,
+    Introduced,
     MessageReceived,
     MessageRefused,
     RcptReceived,
     TLSRequested,
 )
+from guerrilla.smtp.proxy import ProxyHeader
 from guerrilla.smtp.replies import BYE, LOCAL_ERROR, SHUTTING_DOWN, TIMED_OUT, TOO_SLOW, Reply
 from guerrilla.smtp.session import Session
 
@@ -32,47 +35,54 @@ MAX_UNREAD: Final = 16384
 """Octets that a client may send ahead while its answer is out, before we stop reading."""
 LINGER: Final = 2.0
 """Seconds that we read on after the last word to a client that still talks, so that a reset does not swallow it."""
-HANDSHAKE_TIMEOUT: Final = 10.0
-"""Seconds for a TLS handshake; asyncio's own 60 would let the idle hold a place."""
-MAX_LOGGED_RECIPIENTS: Final = 10
 
 
 class Connection(asyncio.BufferedProtocol):
     """The protocol object of one client. ``refusal`` is for one too many: it is told, and sent away."""
 
     __slots__ = (
-        "_answer", "_asked_at", "_blocked", "_content_since", "_early", "_handshaking", "_loop", "_over", "_paused",
-        "_received", "_refusal", "_remote_port", "_server", "_session", "_since", "_tls", "_transport", "_waits",
-        "remote_ip",
+        "_answer", "_asked_at", "_began", "_blocked", "_content_since", "_early", "_handshaking", "_kept", "_loop",
+        "_over", "_paused", "_policy", "_received", "_refusal", "_remote_port", "_server", "_session", "_since", "_tls",
+        "_transport", "_trusted", "_waits", "place", "remote_ip",
     )  # fmt: skip
 
-    def __init__(self, server: Server, remote_ip: str, remote_port: int, refusal: Reply | None = None) -> None:
+    def __init__(
+        self,
+        server: Server,
+        remote_ip: str,
+        remote_port: int,
+        place: str,
+        refusal: Reply | None = None,
+        *,
+        trusted: bool = False,
+    ) -> None:
         self._server = server
+        self._policy = server.policy
+        self._policy.enter()
         self._loop = server.loop
         self.remote_ip = remote_ip
         self._remote_port = remote_port
+        self.place = place if refusal is None else None
+        """The address that it is counted for: none for a proxy that has not told its client; None: not counted."""
         self._refusal = refusal
+        self._trusted = trusted
         self._transport: asyncio.Transport | None = None
         self._session: Session | None = None
         self._tls: TLSInfo | None = None
         self._handshaking = False
         self._early = b""
         # What the sweep looks at, in seconds of the loop's clock.
-        self._since = self._loop.time()
+        self._since = self._began = self._loop.time()
         self._content_since = 0.0
         self._received = 0
         self._asked_at = 0.0
         self._answer: asyncio.Future[Any] | None = None
         self._over = False
+        self._kept = 0
         # Back-pressure.
         self._blocked = False
         self._paused = False
         self._waits = False
-
-    @property
-    def refused(self) -> bool:
-        """Whether it is one too many."""
-        return self._refusal is not None
 
     # The transport's calls.
 
@@ -85,15 +95,18 @@ class Connection(asyncio.BufferedProtocol):
             return
         secured = transport.get_extra_info("ssl_object")
         if secured is not None:
-            self._tls = _tls_info(secured)
+            self._server.witness.counters.tls_handshakes += 1
+            self._tls = tls_info(secured)
         self._session = Session(
-            self._server.settings,
-            self._server,
+            self._policy.settings,
+            self._policy,
             remote_ip=self.remote_ip,
             remote_port=self._remote_port,
             server=self._server.name,
             tls=self._tls,
+            trusted=self._trusted,
         )
+        self._server.witness.connected(self._server.name, self.client)
         if self._server.draining:
             self._session.drain()
         self._advance()
@@ -112,6 +125,7 @@ class Connection(asyncio.BufferedProtocol):
         if session is None or self._over:
             return
         self._received += nbytes
+        self._server.witness.counters.octets_received += nbytes
         if self._content_since:
             self._since = self._loop.time()
         session.receive_data(octets)
@@ -151,7 +165,7 @@ class Connection(asyncio.BufferedProtocol):
         """Look at the time limits; called by the sweep."""
         session = self._session
         waited = now - self._since
-        timeout = self._server.timeout
+        timeout = self._policy.timeout
         if self._over:
             if waited > LINGER:
                 self.abort()
@@ -164,6 +178,42 @@ class Connection(asyncio.BufferedProtocol):
             self._end(TOO_SLOW)
         elif waited > timeout:
             self._end(TIMED_OUT)
+
+    def introduce(self, header: ProxyHeader) -> None:
+        """Be the client that a PROXY header names; called before there is a transport.
+
+        Only a proxy may say more with XCLIENT: where the header speaks for a client, the proxy has no word any more.
+        """
+        if header.source is not None:
+            self.remote_ip, self._remote_port = header.source
+            self._trusted = self._policy.proxies.xclient_from(self.remote_ip)
+            if self._refusal is None and not self._trusted:
+                self._refusal = self._settle()
+        elif not header.local:
+            self._trusted = False
+
+    def follow(self) -> None:
+        """Live by the server's policy that holds by now, unless a transaction is under way: it ends as it began."""
+        session = self._session
+        if session is not None:
+            if session.in_transaction or self._handshaking:
+                return
+            session.move(self._server.policy.settings, self._server.policy)
+        self._policy.leave()
+        self._policy = self._server.policy
+        self._policy.enter()
+
+    @property
+    def client(self) -> tuple[str, int]:
+        """The address and port of the client, as far as they are known by now."""
+        return self.remote_ip, self._remote_port
+
+    def leave(self) -> None:
+        """Live by no policy any more: the server has counted this connection out."""
+        self._policy.leave()
+        if self._session is not None:
+            seconds = self._loop.time() - self._began
+            self._server.witness.disconnected(self._server.name, self.client, seconds, self._kept)
 
     def drain(self) -> None:
         """Let the transaction under way end, then say 421 and close."""
@@ -199,20 +249,22 @@ class Connection(asyncio.BufferedProtocol):
         session = self._session
         if session is None or self._over:
             return
+        if self._policy is not self._server.policy:
+            self.follow()
         while not self._blocked:
             event = session.next_event()
             if event is None:
                 break
             if isinstance(event, MessageReceived):
-                self._ask(self._server.backend.process, event.envelope, log=True)
+                self._ask(self._policy.backend.process, event.envelope, log=True)
             elif isinstance(event, RcptReceived):
-                self._ask(self._server.backend.validate_rcpt, event.envelope, log=False)
+                self._ask(self._policy.backend.validate_rcpt, event.envelope, log=False)
             elif isinstance(event, CommandRefused):
-                self._server.log.debug(
-                    "command refused", client=self.remote_ip, line=event.line, reply=str(event.reply)
+                self._server.witness.command_refused(
+                    self._policy.log, self._server.name, self.client, event.line, event.reply
                 )
             elif isinstance(event, MessageRefused):
-                self._log_message(event.envelope, event.size, event.reply, 0.0)
+                self._server.witness.message(self._policy.log, event.envelope, event.size, event.reply, 0.0)
             elif isinstance(event, TLSRequested):
                 self._flush(session)
                 self._start_tls(session)
@@ -222,6 +274,8 @@ class Connection(asyncio.BufferedProtocol):
                 # A client that still talks would have our last word swept away by the reset of a hard close.
                 self._close(linger=talking and event.reply is not None and event.reply is not BYE)
                 return
+            elif isinstance(event, Introduced):
+                self._introduced(session, event)
             elif isinstance(event, Busy):
                 if not self._waits:
                     self._waits = True
@@ -230,6 +284,21 @@ class Connection(asyncio.BufferedProtocol):
         self._flush(session)
         self._watch(session)
 
+    def _introduced(self, session: Session, event: Introduced) -> None:
+        """Be the client that XCLIENT has named."""
+        if event.remote_ip == self.remote_ip:
+            return  # that of the proxy still
+        self.remote_ip = event.remote_ip
+        refusal = self._settle()
+        if refusal is not None:
+            session.close(refusal)
+
+    def _settle(self) -> Reply | None:
+        refusal = self._server.settle(self.remote_ip)
+        if refusal is None:
+            self.place = self.remote_ip
+        return refusal
+
     def _next_turn(self, talking: bool) -> None:
         """Go on, after all others had their turn."""
         self._waits = False
@@ -237,8 +306,11 @@ class Connection(asyncio.BufferedProtocol):
             self._advance(talking=talking)
 
     def _flush(self, session: Session) -> None:
-        data = session.data_to_send()
-        if data:
+        if session.unsent:
+            count = self._server.witness.counters.count_reply
+            for reply in session.unsent:
+                count(reply)
+            data = session.data_to_send()
             assert self._transport is not None
             self._since = self._loop.time()
             self._transport.write(data)
@@ -263,7 +335,7 @@ class Connection(asyncio.BufferedProtocol):
     def _too_slow(self, now: float) -> bool:
         if not self._content_since:
             return False
-        owed = (now - self._content_since - self._server.timeout) * self._server.min_data_rate
+        owed = (now - self._content_since - self._policy.timeout) * self._policy.min_data_rate
         return self._received < owed
 
     def _ask(self, question: Callable[[Envelope], Awaitable[Reply]], envelope: Envelope, *, log: bool) -> None:
@@ -295,10 +367,14 @@ class Connection(asyncio.BufferedProtocol):
             if self._over and done.cancelled():
                 reply = SHUTTING_DOWN  # we gave it up ourselves
             else:
-                self._server.log.error("backend failed", queued_id=envelope.queued_id, exc_info=error)
+                self._policy.log.error("backend failed", queued_id=envelope.queued_id, exc_info=error)
                 reply = LOCAL_ERROR
         if log:
-            self._log_message(envelope, len(envelope.data), reply, self._loop.time() - self._asked_at)
+            self._kept += reply.positive
+            seconds = self._loop.time() - self._asked_at
+            self._server.witness.message(self._policy.log, envelope, len(envelope.data), reply, seconds)
+        elif not reply.positive:
+            self._server.witness.recipient_refused(envelope, envelope.rcpt_to[-1], reply)
         if session is not None and session.asking:
             session.reply(reply)
             self._advance(talking=True)
@@ -313,7 +389,7 @@ class Connection(asyncio.BufferedProtocol):
         self._server.keep(self._loop.create_task(self._handshake(self._transport, session)))
 
     async def _handshake(self, transport: asyncio.Transport, session: Session) -> None:
-        context = self._server.tls_context
+        context = self._policy.tls_context
         assert context is not None
         if transport.is_closing():
             return  # the client has gone; start_tls would wait for ever
@@ -324,12 +400,14 @@ class Connection(asyncio.BufferedProtocol):
                 self,
                 context,
                 server_side=True,
-                ssl_handshake_timeout=self._server.handshake_timeout,
+                ssl_handshake_timeout=self._policy.handshake_timeout,
                 ssl_shutdown_timeout=LINGER,
             )
-        except OSError as error:
-            # ssl.SSLError and the deadline's ConnectionAbortedError are among them.
-            self._server.log.info("TLS handshake failed", client=self.remote_ip, cause=str(error))
+        except (OSError, ValueError) as error:
+            # ssl.SSLError and the deadline's ConnectionAbortedError are among them; ValueError is the loop's, for a
+            # client certificate that Python cannot decode.
+            self._server.witness.counters.tls_failures += 1
+            self._policy.log.info("TLS handshake failed", client=self.remote_ip, cause=str(error))
         finally:
             if encrypted is None:
                 transport.abort()
@@ -338,7 +416,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._handshaking = False
         self._transport = encrypted
-        self._tls = tls = _tls_info(encrypted.get_extra_info("ssl_object"))
+        self._server.witness.counters.tls_handshakes += 1
+        self._tls = tls = tls_info(encrypted.get_extra_info("ssl_object"))
         self._since = self._loop.time()
         session.tls_established(tls)
         session.receive_data(self._early)
@@ -367,28 +446,6 @@ class Connection(asyncio.BufferedProtocol):
                 return
         self._transport.close()
 
-    def _log_message(self, envelope: Envelope, size: int, reply: Reply, seconds: float) -> None:
-        recipients = [str(recipient) for recipient in envelope.rcpt_to[:MAX_LOGGED_RECIPIENTS]]
-        more = len(envelope.rcpt_to) - MAX_LOGGED_RECIPIENTS
-        if more > 0:
-            recipients.append(f"and {more} more")
-        outcome = "kept" if reply.positive else "deferred" if reply.temporary else "refused"
-        self._server.log.info(
-            "message",
-            outcome=outcome,
-            queued_id=envelope.queued_id,
-            client=self.remote_ip,
-            sender=str(envelope.mail_from),
-            recipients=recipients,
-            size=size,
-            reply=str(reply),
-            ms=round(seconds * 1000, 2),
-        )
-
 
 async def _awaited(promise: Awaitable[Reply]) -> Reply:
     return await promise
-
-
-def _tls_info(secured: Any) -> TLSInfo:
-    return TLSInfo(secured.version(), secured.cipher()[0])

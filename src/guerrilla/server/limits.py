@@ -19,7 +19,7 @@ def client_address(peer: str) -> str:
     return str(address)
 
 
-def _household(address: str) -> str:
+def household(address: str) -> str:
     """Return what is counted as one client: an IPv4 address, or the /64 that one IPv6 host has to itself."""
     if ":" not in address:
         return address
@@ -27,11 +27,15 @@ def _household(address: str) -> str:
 
 
 class Clients:
-    """Counts the connections of one server. ``per_address`` 0 means that only ``most`` holds."""
+    """Counts the connections of one server. Both limits may be changed; ``per_address`` 0: only ``most`` holds.
+
+    A connection of a proxy that has not told its client yet comes in under the empty address, for which only ``most``
+    holds, and is settled later.
+    """
 
     def __init__(self, most: int, per_address: int) -> None:
-        self._most = most
-        self._per_address = per_address
+        self.most = most
+        self.per_address = per_address
         self._count = 0
         self._households: Counter[str] = Counter()
 
@@ -40,40 +44,52 @@ class Clients:
 
     def enter(self, address: str) -> Reply | None:
         """Count a connection in, or return why there is no place for it."""
-        if self._count >= self._most:
+        if self._count >= self.most:
             return TOO_MANY_CLIENTS
-        if self._per_address:
-            household = _household(address)
-            if self._households[household] >= self._per_address:
-                return TOO_MANY_CLIENTS_FROM_ADDRESS
-            self._households[household] += 1
+        house = household(address)
+        if self._full(house):
+            return TOO_MANY_CLIENTS_FROM_ADDRESS
+        self._households[house] += 1
         self._count += 1
+        return None
+
+    def settle(self, address: str) -> Reply | None:
+        """Count a connection that came in under no address for this one; or return why not, and change nothing."""
+        house = household(address)
+        if self._full(house):
+            return TOO_MANY_CLIENTS_FROM_ADDRESS
+        self._households[house] += 1
+        self._remove("")
         return None
 
     def leave(self, address: str) -> None:
         """Count a connection out that was counted in."""
         self._count -= 1
-        if self._per_address:
-            household = _household(address)
-            self._households[household] -= 1
-            if not self._households[household]:
-                del self._households[household]
+        self._remove(household(address))
+
+    def _full(self, house: str) -> bool:
+        return bool(self.per_address and house) and self._households[house] >= self.per_address
+
+    def _remove(self, house: str) -> None:
+        self._households[house] -= 1
+        if not self._households[house]:
+            del self._households[house]
 
 
 class Memory:
-    """Octets of messages that are held in memory, over all connections of the process."""
+    """Octets of messages that are held in memory, over all connections of the process. ``limit`` may be changed."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self.held = 0
 
     def has_room(self) -> bool:
         """Tell whether another message may begin."""
-        return self.held < self._limit
+        return self.held < self.limit
 
     def take(self, octets: int) -> bool:
         """Take room for so many, or return False if there is not enough."""
-        if self.held + octets > self._limit:
+        if self.held + octets > self.limit:
             return False
         self.held += octets
         return True

@@ -7,23 +7,17 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Sequence
 from typing import Any, Final
 
-from structlog.typing import FilteringBoundLogger
-
-from guerrilla.backends.base import Backend
-from guerrilla.config import ServerConfig
-from guerrilla.envelope import Address
-from guerrilla.server.connection import HANDSHAKE_TIMEOUT, LINGER, Connection
+from guerrilla.server.connection import LINGER, Connection
 from guerrilla.server.limits import Clients, client_address
-from guerrilla.server.spool import Spool
-from guerrilla.server.tls import make_context
-from guerrilla.smtp.data import BodyWriter, Newlines
-from guerrilla.smtp.hosts import AllowedHosts
+from guerrilla.server.policy import Policy
+from guerrilla.server.proxies import read_header
+from guerrilla.server.shared_limits import SharedClients
+from guerrilla.server.witness import Witness
 from guerrilla.smtp.replies import SHUTTING_DOWN, TOO_MANY_CLIENTS, Reply
-from guerrilla.smtp.settings import Settings
 
-BACKLOG: Final = 1024
 ACCEPT_BURST: Final = 64
 """Connections taken at one time, so that those that are there are served in between."""
 ACCEPT_PAUSE: Final = 0.5
@@ -40,80 +34,47 @@ _GONE: Final = frozenset(
 
 
 class Server:
-    """A listening interface and all that came over it. It is the House that its sessions ask.
+    """A listening interface and all that came over it.
 
-    ``backend`` may be replaced while it runs: what is submitted later goes to the new one.
+    ``sockets`` listen already; the server accepts from them once it is started, and closes them at its end; when they
+    are shared with other processes, those go on accepting then, and ``clients`` counts for all of them. ``policy`` is
+    what holds for the transactions that begin now; ``adopt`` replaces it while mail flows.
     """
 
     def __init__(
         self,
-        config: ServerConfig,
+        policy: Policy,
+        sockets: Sequence[socket.socket],
+        witness: Witness,
         *,
-        hosts: AllowedHosts,
-        backend: Backend,
-        spool: Spool,
-        log: FilteringBoundLogger,
+        clients: SharedClients | None = None,
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.config = config
-        self.name = config.listen_interface
-        self.backend = backend
-        self.log = log
-        self.timeout: float = config.timeout
-        self.min_data_rate = config.min_data_rate
-        self.tls_always_on = config.tls.tls_always_on
-        self.tls_context = make_context(config.tls) if config.tls.start_tls_on or config.tls.tls_always_on else None
-        self.settings = Settings(
-            host_name=config.host_name,
-            max_size=config.max_size,
-            max_recipients=config.max_recipients,
-            starttls=config.tls.start_tls_on,
-            validates=backend.validates,
-            newlines=Newlines(config.bare_newline),
-        )
+        self.name = policy.name
+        self.policy = policy
+        self.witness = witness
         self.read_buffer = memoryview(bytearray(READ_SIZE))
         self.connections: set[Connection] = set()
         """All that were accepted and have not gone, also those in a handshake, and those beyond the limit."""
         self.draining = False
         """Whether no transaction may begin any more."""
-        self.address = ("", 0)
+        self.address: tuple[str, int] = sockets[0].getsockname()[:2]
         """The address and port that are really bound: port 0 has become one."""
-        self._hosts = hosts
-        self._spool = spool
-        self._clients = Clients(config.max_clients, config.max_clients_per_address)
+        self._clients = (
+            clients
+            if clients is not None
+            else Clients(policy.config.max_clients, policy.config.max_clients_per_address)
+        )
         self._refusing = 0
-        self._sockets: list[socket.socket] = []
+        self._sockets = list(sockets)
+        self._shared = clients is not None
         self._spare = -1
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self._empty.set()
 
-    # The House.
-
-    def allows(self, recipient: Address) -> bool:
-        """Tell whether we take mail for the recipient's domain."""
-        return self._hosts.allows(recipient)
-
-    def has_room(self) -> bool:
-        """Tell whether there is memory for one more message."""
-        return self._spool.memory.has_room()
-
-    def open_body(self) -> BodyWriter:
-        """Return where the octets of the next message go."""
-        return self._spool.open_body()
-
     # Life.
-
-    @property
-    def handshake_timeout(self) -> float:
-        """Seconds that a TLS handshake may take."""
-        return min(HANDSHAKE_TIMEOUT, self.timeout)
-
-    def bind(self) -> None:
-        """Open the listening sockets; nothing is accepted yet. Raises OSError."""
-        self._sockets = open_sockets(self.config.host, self.config.port)
-        self.address = self._sockets[0].getsockname()[:2]
 
     def start(self) -> None:
         """Accept from now on."""
@@ -122,11 +83,20 @@ class Server:
             self.loop.add_reader(listening.fileno(), self._accept, listening)
         self._sweep()
 
+    def adopt(self, policy: Policy) -> None:
+        """Let another policy hold. Transactions under way end on the one they began with; nobody is cut off."""
+        self.policy = policy
+        self._clients.most = policy.config.max_clients
+        self._clients.per_address = policy.config.max_clients_per_address
+        for connection in list(self.connections):
+            connection.follow()
+
     def stop_accepting(self) -> None:
         """Close the listening sockets, and let no transaction begin any more. May be called more than once."""
         self.draining = True
         for listening in self._sockets:
-            self.loop.remove_reader(listening.fileno())
+            if self.loop.remove_reader(listening.fileno()) and not self._shared:
+                self._accept(listening)  # who waits already is told 421, not reset
             listening.close()
         self._sockets = []
         if self._spare >= 0:
@@ -170,18 +140,27 @@ class Server:
         if connection not in self.connections:
             return
         self.connections.remove(connection)
-        if connection.refused:
+        connection.leave()
+        if connection.place is None:
             self._refusing -= 1
         else:
-            self._clients.leave(connection.remote_ip)
+            self._clients.leave(connection.place)
+            self.witness.counters.connections_open -= 1
         if not self.connections:
             self._empty.set()
+
+    def settle(self, address: str) -> Reply | None:
+        """Count a connection of a proxy for its client's address, or return why there is no place for it."""
+        refusal = self._clients.settle(address)
+        if refusal is not None:
+            self.witness.refused(self.policy.log, self.name, (address, 0), refusal)
+        return refusal
 
     # Accepting.
 
     def _accept(self, listening: socket.socket) -> None:
-        """Take what waits in the queue of the listening socket."""
-        for _ in range(ACCEPT_BURST):
+        """Take what waits in the queue of the listening socket; what is shared, one at a time, so that all get some."""
+        for _ in range(1 if self._shared else ACCEPT_BURST):
             try:
                 accepted, peer = listening.accept()
             except BlockingIOError:
@@ -194,35 +173,49 @@ class Server:
             self._adopt(accepted, client_address(peer[0]), peer[1])
 
     def _adopt(self, accepted: socket.socket, remote_ip: str, remote_port: int) -> None:
-        refusal = self._clients.enter(remote_ip)
+        proxies = self.policy.proxies
+        introduced = proxies.header_from(remote_ip)
+        trusted = proxies.xclient_from(remote_ip)
+        # A proxy is no client: who is counted, per address, is for whom it speaks.
+        place = "" if introduced or trusted else remote_ip
+        refusal = self._clients.enter(place)
         if refusal is not None:
+            self.witness.refused(self.policy.log, self.name, (remote_ip, remote_port), refusal)
             if self._refusing >= MAX_REFUSALS:
                 _turn_away(accepted, refusal)
                 return
             self._refusing += 1
-            self.log.warning("too many connections", client=remote_ip, reply=str(refusal))
+        else:
+            self.witness.counters.connections_accepted += 1
+            self.witness.counters.connections_open += 1
         accepted.setblocking(False)
-        connection = Connection(self, remote_ip, remote_port, refusal)
+        connection = Connection(self, remote_ip, remote_port, place, refusal, trusted=trusted)
         self.connections.add(connection)
         self._empty.clear()
-        self.keep(self.loop.create_task(self._connect(accepted, connection)))
+        self.keep(self.loop.create_task(self._connect(accepted, connection, introduced)))
 
-    async def _connect(self, accepted: socket.socket, connection: Connection) -> None:
-        """Hand a socket over to its connection, after the TLS handshake where TLS is always on."""
-        context = self.tls_context if self.tls_always_on else None
+    async def _connect(self, accepted: socket.socket, connection: Connection, introduced: bool) -> None:
+        """Hand a socket over to its connection, after a PROXY header, and the TLS handshake where TLS is always on."""
+        policy = self.policy
+        context = policy.tls_context if policy.tls_always_on else None
         connected = False
         try:
+            if introduced:
+                connection.introduce(await read_header(accepted, policy.handshake_timeout))
             await self.loop.connect_accepted_socket(
                 lambda: connection,
                 accepted,
                 ssl=context,
-                ssl_handshake_timeout=self.handshake_timeout if context else None,
+                ssl_handshake_timeout=policy.handshake_timeout if context else None,
                 ssl_shutdown_timeout=LINGER if context else None,
             )
             connected = True
-        except OSError as error:
-            # The client has gone, the handshake has failed, or its time is over.
-            self.log.info("connection failed", client=connection.remote_ip, cause=str(error))
+        except (OSError, ValueError) as error:
+            # The client has gone, its header is none, the handshake has failed, or their time is over. ValueError is
+            # the loop's, for a client certificate that Python cannot decode.
+            if context is not None:
+                self.witness.counters.tls_failures += 1
+            self.policy.log.info("connection failed", client=connection.remote_ip, cause=str(error))
         finally:
             if not connected:
                 accepted.close()
@@ -230,7 +223,7 @@ class Server:
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
         """Out of descriptors or memory: answer those who wait with 421, by the spare descriptor, and rest a moment."""
-        self.log.warning("cannot accept connections", listen_interface=self.name, cause=error.strerror)
+        self.policy.log.warning("cannot accept connections", listen_interface=self.name, cause=error.strerror)
         self.loop.remove_reader(listening.fileno())
         if error.errno in _CAPACITY and self._spare >= 0:
             os.close(self._spare)
@@ -256,7 +249,7 @@ class Server:
 
     def _sweep(self) -> None:
         """Look at every connection's time limits, again and again: one timer for all of them."""
-        self._sweeper = self.loop.call_later(min(1.0, self.timeout / 4), self._sweep)
+        self._sweeper = self.loop.call_later(min(1.0, self.policy.timeout / 4), self._sweep)
         now = self.loop.time()
         for connection in list(self.connections):
             connection.check(now)
@@ -274,34 +267,3 @@ def _open_spare() -> int:
         return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return -1
-
-
-def open_sockets(host: str, port: int) -> list[socket.socket]:
-    """Open listening sockets for an address, a name, or, with an empty host, for all interfaces.
-
-    Raises OSError; then none is left open.
-    """
-    if not host and socket.has_dualstack_ipv6():
-        return [_listen(("", port), socket.AF_INET6, dualstack=True)]
-    try:
-        # S104: an empty host is the operator's own word for all interfaces.
-        found = socket.getaddrinfo(host or "0.0.0.0", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)  # noqa: S104
-    except UnicodeError as error:
-        raise OSError(errno.EINVAL, f"{host!r} is no host name") from error
-    opened: list[socket.socket] = []
-    try:
-        for family, _, _, _, address in dict.fromkeys(found):
-            # A port that the system chose for the first address is the port of the others too.
-            chosen = opened[0].getsockname()[1] if opened else port
-            opened.append(_listen((str(address[0]), chosen), family, dualstack=False))
-    except OSError:
-        for each in opened:
-            each.close()
-        raise
-    return opened
-
-
-def _listen(address: tuple[str, int], family: int, *, dualstack: bool) -> socket.socket:
-    listening = socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=dualstack)
-    listening.setblocking(False)
-    return listening

@@ -51,6 +51,18 @@ class TLSRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class Introduced:
+    """A trusted proxy has said for whom it speaks: the client's address from now on. It will be greeted next.
+
+    A driver that does not want this client calls ``close``.
+    """
+
+    remote_ip: str
+    remote_port: int
+    """0 if the proxy has not said it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Closed:
     """The dialogue is over: send what there is to send, and close."""
 
@@ -66,4 +78,6 @@ class Busy:
     """
 
 
-Event: TypeAlias = RcptReceived | MessageReceived | MessageRefused | CommandRefused | TLSRequested | Closed | Busy
+Event: TypeAlias = (
+    RcptReceived | MessageReceived | MessageRefused | CommandRefused | TLSRequested | Introduced | Closed | Busy
+)

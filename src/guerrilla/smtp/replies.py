@@ -47,6 +47,9 @@ class Reply:
         # The enhanced code stands on every line of a multi-line reply (RFC 2034 section 4).
         prefix = f"{self.enhanced} " if self.enhanced else ""
         room = _MAX_LINE - len("250-") - len(prefix) - len("\r\n")
+        if len(self.text) <= room and self.text.isascii() and self.text.isprintable():
+            object.__setattr__(self, "wire", f"{self.code} {prefix}{self.text}\r\n".encode("ascii"))
+            return
         lines = [prefix + _UNPRINTABLE.sub("?", line)[:room] for line in self.text.split("\n")]
         last = len(lines) - 1
         wire = "".join(f"{self.code}{'-' if i < last else ' '}{line}\r\n" for i, line in enumerate(lines))
@@ -127,6 +130,7 @@ BAD_SENDER = Reply(501, "5.1.7", "Bad sender address")
 BAD_RECIPIENT = Reply(501, "5.1.3", "Bad recipient address")
 BAD_VRFY = Reply(501, "5.5.2", "Syntax: VRFY or EXPN, and a name")
 BAD_BDAT = Reply(501, "5.5.2", "Syntax: BDAT size [LAST]")
+BAD_XCLIENT = Reply(501, "5.5.4", "Syntax: XCLIENT attribute=value, each attribute once")
 BAD_PARAMETER_VALUE = Reply(501, "5.5.4", "Bad or repeated parameter value")
 UNKNOWN_PARAMETER = Reply(555, "5.5.4", "Parameter not recognized or not implemented")
 NO_TLS = Reply(502, "5.5.1", "STARTTLS is not offered here")
@@ -137,6 +141,8 @@ NO_RECIPIENTS = Reply(503, "5.5.1", "No valid recipients")
 IN_BDAT = Reply(503, "5.5.1", "A BDAT sequence is under way: send BDAT or RSET")
 BDAT_FAILED = Reply(503, "5.5.1", "The BDAT sequence has failed: send RSET")
 BINARY_NEEDS_BDAT = Reply(503, "5.5.1", "BODY=BINARYMIME is sent with BDAT, not with DATA")
+IN_TRANSACTION = Reply(503, "5.5.1", "Not allowed within a mail transaction")
+XCLIENT_AGAIN = Reply(503, "5.5.1", "XCLIENT is taken once only")
 ALREADY_TLS = Reply(503, "5.5.1", "TLS is already active")
 BARE_NEWLINE = Reply(550, "5.5.2", "The message holds a bare CR or LF; lines end with CRLF (RFC 5321 section 2.3.8)")
 RELAY_DENIED = Reply(550, "5.7.1", "Relay access denied")

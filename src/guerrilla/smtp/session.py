@@ -2,8 +2,7 @@
 
 Rules of this file:
 
-1. Everything that depends on the state of the dialogue is here; what can be read without it is in ``commands``,
-   ``address`` and ``data``.
+1. Here is how a dialogue is driven; what is said in it, and what that changes, is in ``conversation``.
 2. A driver does four things: ``receive_data``, then ``next_event`` until it gives None, then it sends ``data_to_send``;
    and it answers an event that asks with ``reply``. While an answer is out nothing is parsed, so PIPELINING
    (RFC 2920) and back-pressure need no further code, and a burst of replies leaves in one write.
@@ -13,87 +12,25 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from enum import Enum
-from typing import Final
+from collections.abc import Sequence
 
-from guerrilla.envelope import Envelope, TLSInfo
+from guerrilla.envelope import TLSInfo
 from guerrilla.smtp import replies
-from guerrilla.smtp.commands import CommandError, is_foreign, parse_bdat, parse_helo, parse_mail, parse_rcpt
-from guerrilla.smtp.data import Content, DotReader
-from guerrilla.smtp.events import (
-    Busy,
-    Closed,
-    CommandRefused,
-    Event,
-    MessageReceived,
-    MessageRefused,
-    RcptReceived,
-    TLSRequested,
-)
-from guerrilla.smtp.input import Input
-from guerrilla.smtp.patience import Patience
+from guerrilla.smtp.conversation import Conversation, State
+from guerrilla.smtp.events import Busy, Closed, Event
 from guerrilla.smtp.replies import Reply
-from guerrilla.smtp.settings import MAX_MAILS, MAX_OVERSHOOT, MAX_STEPS, House, Settings
-from guerrilla.smtp.transaction import Chunk, Transaction
+from guerrilla.smtp.settings import MAX_STEPS, House, Settings
 
 
-class _State(Enum):
-    COMMAND = "command"
-    DATA = "data"
-    CHUNK = "chunk"
-    ASKED_RCPT = "asked about a recipient"
-    ASKED_MESSAGE = "asked about the message"
-    HANDSHAKE = "handshake"
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-
-class Session:
+class Session(Conversation):
     """The dialogue with one client, as a state machine without I/O.
 
     ``remote_ip``, ``remote_port`` and ``server`` are written on every envelope; ``tls`` is given when the connection
-    began with TLS.
+    began with TLS. ``trusted`` says that the peer is a proxy: where the settings allow XCLIENT, it may say for whom it
+    speaks.
     """
 
-    __slots__ = (
-        "_chunk", "_draining", "_eof", "_esmtp", "_helo", "_house", "_in", "_last_word", "_mails", "_out", "_patience",
-        "_remote_ip", "_remote_port", "_server", "_settings", "_state", "_tls", "_transaction",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        settings: Settings,
-        house: House,
-        *,
-        remote_ip: str = "",
-        remote_port: int = 0,
-        server: str = "",
-        tls: TLSInfo | None = None,
-    ) -> None:
-        self._settings = settings
-        self._house = house
-        # The connection.
-        self._remote_ip = remote_ip
-        self._remote_port = remote_port
-        self._server = server
-        self._tls = tls
-        self._state = _State.COMMAND
-        self._in = Input()
-        self._out = [settings.greeting.wire]
-        self._eof = False
-        self._draining = False
-        self._mails = 0
-        self._patience = Patience()
-        self._last_word: Reply | None = None
-        # Since EHLO.
-        self._helo = ""
-        self._esmtp = False
-        # Since MAIL, and since BDAT.
-        self._transaction: Transaction | None = None
-        self._chunk: Chunk | None = None
-
-    # What the driver sees.
+    __slots__ = ()
 
     @property
     def unread(self) -> int:
@@ -103,23 +40,23 @@ class Session:
     @property
     def asking(self) -> bool:
         """Whether an event waits for its answer: the client waits for us, not we for it."""
-        return self._state is _State.ASKED_RCPT or self._state is _State.ASKED_MESSAGE
+        return self._state is State.ASKED_RCPT or self._state is State.ASKED_MESSAGE
 
     @property
     def in_content(self) -> bool:
         """Whether a message is coming, from its first octet to its last, so that a least data rate can be asked."""
-        if self._state is _State.DATA or self._state is _State.CHUNK:
+        if self._state is State.DATA or self._state is State.CHUNK:
             return True
-        return self._state is _State.COMMAND and self._transaction is not None and self._transaction.in_chunks
+        return self._state is State.COMMAND and self._transaction is not None and self._transaction.in_chunks
 
     @property
-    def closed(self) -> bool:
-        """Whether the dialogue is over."""
-        return self._state is _State.CLOSING or self._state is _State.CLOSED
+    def in_transaction(self) -> bool:
+        """Whether MAIL was accepted, and what it began has not ended."""
+        return self._transaction is not None
 
     def receive_data(self, octets: bytes) -> None:
         """Take what the client has sent. In the time between STARTTLS and the handshake it is dropped."""
-        if self._state is _State.HANDSHAKE or self.closed:
+        if self._state is State.HANDSHAKE or self.closed:
             return
         self._in.append(octets)
 
@@ -127,9 +64,14 @@ class Session:
         """Note that the client will send no more. What it has sent is still worked off and answered."""
         self._eof = True
 
+    @property
+    def unsent(self) -> Sequence[Reply]:
+        """The replies that ``data_to_send`` will return, for a driver that counts them."""
+        return self._out
+
     def data_to_send(self) -> bytes:
         """Return what is to be sent to the client, once."""
-        data = b"".join(self._out)
+        data = b"".join([reply.wire for reply in self._out])
         self._out.clear()
         return data
 
@@ -137,7 +79,7 @@ class Session:
         """Parse on, up to the next event; None when more octets, or the answer to an event, are needed first."""
         for _ in range(MAX_STEPS):
             state = self._state
-            if state is _State.COMMAND:
+            if state is State.COMMAND:
                 if self._draining and self._transaction is None:
                     self.close(replies.SHUTTING_DOWN)
                     continue
@@ -145,18 +87,22 @@ class Session:
                 if line is None:
                     break
                 event = self._command(line)
-            elif state is _State.DATA:
+            elif state is State.DATA:
                 if not self._in:
                     break
                 event = self._read_data()
-            elif state is _State.CHUNK:
+            elif state is State.CHUNK:
                 if not self._in and self._chunk is not None and self._chunk.left:
                     break
                 event = self._read_chunk()
-            elif state is _State.CLOSING:
-                self._state = _State.CLOSED
+            elif state is State.CLOSING:
+                self._state = State.CLOSED
                 return Closed(self._last_word)
-            elif state is _State.HANDSHAKE:
+            elif state is State.GREETING:
+                self._out.append(self._settings.greeting)
+                self._state = State.COMMAND
+                continue
+            elif state is State.HANDSHAKE:
                 break
             else:
                 return None
@@ -166,7 +112,7 @@ class Session:
             return Busy()
         if self._eof:
             self.close()
-            self._state = _State.CLOSED
+            self._state = State.CLOSED
             return Closed()
         return None
 
@@ -180,9 +126,9 @@ class Session:
             raise RuntimeError("no event waits for an answer")
         if 300 <= reply.code < 400:
             reply = replies.LOCAL_ERROR  # "go on" is no answer to a recipient or a message
-        self._out.append(reply.wire)
-        about_message = self._state is _State.ASKED_MESSAGE
-        self._state = _State.COMMAND
+        self._out.append(reply)
+        about_message = self._state is State.ASKED_MESSAGE
+        self._state = State.COMMAND
         if about_message:
             self._end_transaction()
             if reply.positive:
@@ -200,301 +146,20 @@ class Session:
 
         Raises RuntimeError if the client has not asked for TLS.
         """
-        if self._state is not _State.HANDSHAKE:
+        if self._state is not State.HANDSHAKE:
             raise RuntimeError("STARTTLS was not asked for")
         self._tls = tls
-        self._state = _State.COMMAND
+        self._state = State.COMMAND
         self._helo = ""
         self._esmtp = False
 
-    def close(self, reply: Reply | None = None) -> None:
-        """End the dialogue, with a last reply or without, whatever state it is in; the next event is Closed."""
-        if self.closed:
-            return
-        if reply is not None:
-            self._out.append(reply.wire)
-        self._last_word = reply
-        self._state = _State.CLOSING
-        self._in.clear()
-        self._end_transaction()
+    def move(self, settings: Settings, house: House) -> None:
+        """Go on under other settings and in another house. Raises RuntimeError in the middle of a transaction."""
+        if self._transaction is not None:
+            raise RuntimeError("a transaction ends on the settings it began with")
+        self._settings = settings
+        self._house = house
 
     def drain(self) -> None:
         """Let the transaction under way come to its end, and no other begin (RFC 5321 section 3.8)."""
         self._draining = True
-
-    # Lines.
-
-    def _command(self, line: bytes) -> Event | None:
-        if not line:
-            return self._refuse(replies.LINE_TOO_LONG, line)
-        # RFC 5321 section 2.3.8: a line ends with CRLF and holds no other CR or LF.
-        if len(line) < 2 or line.find(b"\r") != len(line) - 2:
-            return self._refuse(replies.BARE_NEWLINE_IN_COMMAND, line)
-        line = line[:-2]
-        verb, _, argument = line.partition(b" ")
-        # upper() is given octets, not text: in text there are letters that it turns into others.
-        verb = verb.upper()
-        if (handler := _COMMANDS.get(verb)) is not None:
-            try:
-                return handler(self, argument.strip(b" "))
-            except CommandError as error:
-                return self._refuse(error.reply, line)
-        if is_foreign(verb):
-            self.close(replies.NOT_SMTP)
-            return CommandRefused(line, replies.NOT_SMTP)
-        self._patience.unrecognized()
-        return self._refuse(replies.UNRECOGNIZED, line)
-
-    def _say(self, reply: Reply) -> None:
-        self._out.append(reply.wire)
-
-    def _refuse(self, reply: Reply, line: bytes) -> CommandRefused:
-        self._say(reply)
-        self._count_error()
-        return CommandRefused(line, reply)
-
-    def _say_to_junk(self, reply: Reply) -> None:
-        self._say(reply)
-        if self._patience.junk():
-            self.close(replies.TOO_MANY_ERRORS)
-
-    def _count_error(self) -> None:
-        if self._patience.error():
-            self.close(replies.TOO_MANY_ERRORS)
-
-    # Commands, in the order of RFC 5321 section 4.1.1. Each is given its argument without the spaces around it.
-
-    def _helo_command(self, argument: bytes) -> None:
-        self._hello(argument, self._settings.helo, esmtp=False)
-
-    def _ehlo_command(self, argument: bytes) -> None:
-        self._hello(argument, self._settings.ehlo_in_tls if self._tls else self._settings.ehlo, esmtp=True)
-
-    def _hello(self, argument: bytes, reply: Reply, *, esmtp: bool) -> None:
-        self._helo = parse_helo(argument)
-        self._esmtp = esmtp
-        self._end_transaction()  # RFC 5321 section 4.1.4: in the middle of things it is a RSET too
-        self._say(reply)
-        if self._patience.hello():
-            self.close(replies.TOO_MANY_ERRORS)
-
-    def _mail_command(self, argument: bytes) -> None:
-        if not self._helo:
-            raise CommandError(replies.NO_HELO)
-        if self._transaction is not None:
-            raise CommandError(replies.NESTED_MAIL)
-        mail = parse_mail(argument)
-        # RFC 1870 section 6.1: what is too large is refused before it is sent.
-        if mail.size > self._settings.max_size:
-            raise CommandError(replies.MESSAGE_TOO_LARGE)
-        if not self._house.has_room():
-            self._say(replies.INSUFFICIENT_STORAGE)
-            return
-        self._mails += 1
-        if self._mails > MAX_MAILS:
-            self.close(replies.TOO_MANY_MAILS)
-            return
-        envelope = Envelope(
-            remote_ip=self._remote_ip,
-            remote_port=self._remote_port,
-            server=self._server,
-            helo=self._helo,
-            esmtp=self._esmtp,
-            tls=self._tls,
-            mail_from=mail.sender,
-            body_type=mail.body,
-            smtputf8=mail.smtputf8,
-        )
-        self._transaction = Transaction(envelope, self._settings)
-        self._say(replies.SENDER_OK)
-
-    def _rcpt_command(self, argument: bytes) -> Event | None:
-        transaction = self._transaction
-        if transaction is None:
-            raise CommandError(replies.NO_MAIL)
-        if transaction.in_chunks:
-            raise CommandError(replies.IN_BDAT)
-        envelope = transaction.envelope
-        recipient = parse_rcpt(argument, smtputf8=envelope.smtputf8)
-        if not self._house.allows(recipient):
-            raise CommandError(replies.RELAY_DENIED)
-        if transaction.recipients >= self._settings.max_recipients:
-            # RFC 5321 section 4.5.3.1.10: those within the limit stand, the others are sent later.
-            transaction.overshoot += 1
-            if transaction.overshoot > MAX_OVERSHOOT:
-                raise CommandError(replies.TOO_MANY_RECIPIENTS)
-            self._say(replies.TOO_MANY_RECIPIENTS)
-            return None
-        transaction.recipients += 1
-        if recipient in transaction.named:
-            self._say(replies.RECIPIENT_OK)  # named twice, it gets the message once
-            return None
-        transaction.named.add(recipient)
-        envelope.rcpt_to.append(recipient)
-        if self._settings.validates:
-            self._state = _State.ASKED_RCPT
-            return RcptReceived(envelope)
-        self._say(replies.RECIPIENT_OK)
-        return None
-
-    def _data_command(self, argument: bytes) -> None:
-        transaction = self._ready_for_content()
-        if argument:
-            raise CommandError(replies.NO_ARGUMENT_ALLOWED)
-        if transaction.in_chunks:
-            raise CommandError(replies.IN_BDAT)
-        if transaction.envelope.body_type == "BINARYMIME":
-            raise CommandError(replies.BINARY_NEEDS_BDAT)  # RFC 3030 section 3
-        transaction.reader = DotReader(transaction.open_content(self._house))
-        self._state = _State.DATA
-        self._say(replies.START_MAIL)
-
-    def _bdat_command(self, argument: bytes) -> Event | None:
-        """Begin a chunk (RFC 3030 section 2). What it announces is read even when it is refused: it is not commands."""
-        try:
-            size, last = parse_bdat(argument)
-        except CommandError as error:
-            # The octets that follow cannot be told from commands any more.
-            self.close(error.reply)
-            return CommandRefused(b"BDAT " + argument, error.reply)
-        into: Content | Reply
-        try:
-            transaction = self._ready_for_content()
-            if transaction.chunks_failed:
-                raise CommandError(replies.BDAT_FAILED)
-            into = transaction.content or transaction.open_content(self._house)
-            if into.size + size > self._settings.max_size:
-                raise CommandError(replies.MESSAGE_TOO_LARGE)
-        except CommandError as error:
-            into = error.reply
-        self._chunk = Chunk(size, last, into, size)
-        self._state = _State.CHUNK
-        return None
-
-    def _rset_command(self, argument: bytes) -> None:
-        if argument:
-            raise CommandError(replies.NO_ARGUMENT_ALLOWED)
-        self._end_transaction()
-        self._say_to_junk(replies.OK)
-
-    def _noop_command(self, argument: bytes) -> None:
-        self._say_to_junk(replies.OK)
-
-    def _vrfy_command(self, argument: bytes) -> None:
-        if not argument:
-            raise CommandError(replies.BAD_VRFY)
-        # RFC 5321 section 7.3: the same answer for all, so that nobody can ask who is here.
-        self._say_to_junk(replies.CANNOT_VERIFY)
-
-    def _help_command(self, argument: bytes) -> None:
-        self._say_to_junk(replies.HELP)
-
-    def _quit_command(self, argument: bytes) -> None:
-        if argument:
-            raise CommandError(replies.NO_ARGUMENT_ALLOWED)
-        self.close(replies.BYE)
-
-    def _starttls_command(self, argument: bytes) -> Event:
-        if self._tls is not None:
-            raise CommandError(replies.ALREADY_TLS)
-        if not self._settings.starttls:
-            raise CommandError(replies.NO_TLS)
-        if argument:
-            raise CommandError(replies.NO_ARGUMENT_ALLOWED)
-        self._say(replies.START_TLS_READY)
-        self._end_transaction()
-        self._in.clear()
-        self._state = _State.HANDSHAKE
-        return TLSRequested()
-
-    # Content.
-
-    def _ready_for_content(self) -> Transaction:
-        transaction = self._transaction
-        if transaction is None:
-            raise CommandError(replies.NO_MAIL if self._helo else replies.NO_HELO)
-        if not transaction.envelope.rcpt_to:
-            raise CommandError(replies.NO_RECIPIENTS)
-        return transaction
-
-    def _read_data(self) -> Event | None:
-        transaction = self._transaction
-        assert transaction is not None
-        assert transaction.reader is not None
-        taken = transaction.reader.feed(self._in.rest())
-        if taken < 0:
-            self._in.clear()
-            return None
-        self._in.skip(taken)
-        return self._end_of_content(transaction)
-
-    def _read_chunk(self) -> Event | None:
-        chunk, transaction = self._chunk, self._transaction
-        assert chunk is not None
-        octets = self._in.take(chunk.left)
-        chunk.left -= len(octets)
-        if isinstance(chunk.into, Content):
-            chunk.into.write(octets)
-        if chunk.left:
-            return None
-        self._chunk = None
-        self._state = _State.COMMAND
-        error = chunk.into.refused if isinstance(chunk.into, Content) else chunk.into
-        if error is not None:
-            return self._chunk_refused(chunk, error)
-        if chunk.last:
-            assert transaction is not None
-            return self._end_of_content(transaction)
-        say = self._say if chunk.size else self._say_to_junk
-        say(Reply(250, "2.0.0", f"{chunk.size} octets received"))
-        return None
-
-    def _chunk_refused(self, chunk: Chunk, error: Reply) -> Event:
-        """Answer a chunk that was read to its end and not taken; the last one ends the transaction, as a dot would."""
-        event: Event = CommandRefused(b"BDAT", error)
-        if (transaction := self._transaction) is not None:
-            if transaction.content is not None:
-                event = MessageRefused(transaction.envelope, transaction.content.size, error)
-            transaction.discard()
-            transaction.chunks_failed = True
-        if chunk.last:
-            self._end_transaction()
-        self._say(error)
-        self._count_error()
-        return event
-
-    def _end_of_content(self, transaction: Transaction) -> Event:
-        envelope, content = transaction.envelope, transaction.content
-        assert content is not None
-        data = content.finish()
-        if not isinstance(data, Reply):
-            envelope.data = data
-            self._state = _State.ASKED_MESSAGE
-            return MessageReceived(envelope)
-        self._state = _State.COMMAND
-        self._end_transaction()
-        self._say(data)
-        self._count_error()
-        return MessageRefused(envelope, content.size, data)
-
-    def _end_transaction(self) -> None:
-        if self._transaction is not None:
-            self._transaction.discard()
-            self._transaction = None
-
-
-_COMMANDS: Final[Mapping[bytes, Callable[[Session, bytes], Event | None]]] = {
-    b"HELO": Session._helo_command,
-    b"EHLO": Session._ehlo_command,
-    b"MAIL": Session._mail_command,
-    b"RCPT": Session._rcpt_command,
-    b"DATA": Session._data_command,
-    b"BDAT": Session._bdat_command,
-    b"RSET": Session._rset_command,
-    b"NOOP": Session._noop_command,
-    b"VRFY": Session._vrfy_command,
-    b"EXPN": Session._vrfy_command,
-    b"HELP": Session._help_command,
-    b"QUIT": Session._quit_command,
-    b"STARTTLS": Session._starttls_command,
-}

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 from guerrilla.envelope import Address
 from guerrilla.smtp.data import BodyWriter, Newlines
 from guerrilla.smtp.replies import Reply, greeting
+from guerrilla.smtp.xclient import ATTRIBUTES
 
 MAX_COMMAND_LINE: Final = 2048
 """Octets, CRLF included. RFC 5321 section 4.5.3.1.4 asks for 512, and the extensions add to it; Postfix takes 2,048."""
@@ -38,10 +39,14 @@ class Settings:
     validates: bool = False
     """Whether the driver is asked about each recipient."""
     newlines: Newlines = Newlines.REJECT
+    xclient: bool = False
+    """Whether a proxy that is trusted may say by XCLIENT for whom it speaks."""
     greeting: Reply = field(init=False, repr=False)
     helo: Reply = field(init=False, repr=False)
     ehlo: Reply = field(init=False, repr=False)
     ehlo_in_tls: Reply = field(init=False, repr=False)
+    ehlo_to_proxy: Reply = field(init=False, repr=False)
+    ehlo_to_proxy_in_tls: Reply = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         extensions = [
@@ -54,13 +59,18 @@ class Settings:
             "SMTPUTF8",  # RFC 6531
             "ENHANCEDSTATUSCODES",  # RFC 2034
             f"LIMITS RCPTMAX={self.max_recipients} MAILMAX={MAX_MAILS}",  # RFC 9422
-            "HELP",
         ]
-        in_clear = [*extensions[:-1], "STARTTLS", "HELP"] if self.starttls else extensions  # RFC 3207
+        starttls = ["STARTTLS"] if self.starttls else []  # RFC 3207
+        xclient = [f"XCLIENT {ATTRIBUTES}"]
         object.__setattr__(self, "greeting", greeting(self.host_name))
         object.__setattr__(self, "helo", Reply(250, "", f"{self.host_name} Hello"))
-        object.__setattr__(self, "ehlo", Reply(250, "", "\n".join(in_clear)))
-        object.__setattr__(self, "ehlo_in_tls", Reply(250, "", "\n".join(extensions)))
+        for name, more in {
+            "ehlo": starttls,
+            "ehlo_in_tls": [],
+            "ehlo_to_proxy": [*starttls, *xclient],
+            "ehlo_to_proxy_in_tls": xclient,
+        }.items():
+            object.__setattr__(self, name, Reply(250, "", "\n".join([*extensions, *more, "HELP"])))
 
 
 class House(Protocol):

@@ -150,9 +150,13 @@ class RedisBodies:
 
         When it raises, or is cancelled, none is kept: whatever of it Redis does all the same is deleted again.
         """
-        commands: list[_Command] = [("SET", key, body, "EX", expire_seconds) for key, body in bodies]
+        end = b"\r\n$2\r\nEX\r\n$%d\r\n%d\r\n" % (len(str(expire_seconds)), expire_seconds)
+        packed: list[bytes] = []
+        for key, body in bodies:
+            name = key.encode()
+            packed += b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n" % (len(name), name, len(body)), body, end
         connection = await self._pool.get_connection()
-        call = self._start(self._exchange(connection, commands))
+        call = self._start(self._exchange(connection, packed, len(bodies)))
         try:
             answers = await asyncio.shield(call)
         except asyncio.CancelledError:
@@ -211,16 +215,17 @@ class RedisBodies:
         return given_up
 
     async def _ask(self, commands: Sequence[_Command]) -> list[Any]:
-        return await self._exchange(await self._pool.get_connection(), commands)
+        connection = await self._pool.get_connection()
+        return await self._exchange(connection, connection.pack_commands(commands), len(commands))
 
-    async def _exchange(self, connection: AbstractConnection, commands: Sequence[_Command]) -> list[Any]:
-        """Send the commands at once, and return their answers; give the connection back.
+    async def _exchange(self, connection: AbstractConnection, packed: Sequence[bytes], number: int) -> list[Any]:
+        """Send so many commands at once, and return their answers; give the connection back.
 
         When it is cut short, redis-py closes the connection before it goes back: late answers are nobody's.
         """
         try:
-            await connection.send_packed_command(connection.pack_commands(commands))
-            return [await _answer(connection) for _ in commands]
+            await connection.send_packed_command(packed)
+            return [await _answer(connection) for _ in range(number)]
         finally:
             await self._pool.release(connection)
 

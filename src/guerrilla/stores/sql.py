@@ -29,6 +29,9 @@ ResultT = TypeVar("ResultT")
 _SECONDS: Final = 30.0
 """How long the database may take to answer a reader."""
 
+_HASH_WIDTH: Final = 32
+"""Characters of the column ``hash``."""
+
 
 class SqlStore:
     """The mail in one table, as a MailStore; ``bodies`` is asked for the octets that are in Redis.
@@ -54,7 +57,9 @@ class SqlStore:
             ~exists().where(earlier.c.hash == columns.hash, earlier.c.mail_id < columns.mail_id)
         )
         if before is not None:
-            first = select(func.min(columns.mail_id)).where(columns.hash == clean(before, 32)).scalar_subquery()
+            if not _is_key(before):
+                return []
+            first = select(func.min(columns.mail_id)).where(columns.hash == before).scalar_subquery()
             statement = statement.where(columns.mail_id < first)
         return [_summary(row) for row in await self._rows(statement.limit(limit))]
 
@@ -83,7 +88,8 @@ class SqlStore:
             RuntimeError: if that needs a library that is not installed.
         """
         columns = self._table.c
-        rows = await self._rows(select(columns.body, columns.mail).where(columns.hash == clean(key, 32)).limit(1))
+        wanted = select(columns.body, columns.mail).where(columns.hash == key).limit(1)
+        rows = await self._rows(wanted) if _is_key(key) else []
         if not rows:
             return None
         body, mail = rows[0].body, bytes(rows[0].mail)
@@ -94,17 +100,18 @@ class SqlStore:
 
     async def delete(self, key: str) -> bool:
         """Remove the message for good, with its octets in Redis, for all who share its key; return if it was there."""
+        if not _is_key(key):
+            return False
         columns = self._table.c
-        wanted = clean(key, 32)
 
         async def work(connection: AsyncConnection) -> tuple[int, bool]:
             async with connection.begin():
                 in_redis = (
                     await connection.execute(
-                        select(columns.hash).where(columns.hash == wanted, columns.body == "redis").limit(1)
+                        select(columns.hash).where(columns.hash == key, columns.body == "redis").limit(1)
                     )
                 ).first()
-                removed = await connection.execute(delete(self._table).where(columns.hash == wanted))
+                removed = await connection.execute(delete(self._table).where(columns.hash == key))
             return removed.rowcount, in_redis is not None
 
         removed, in_redis = await self._call(work)
@@ -138,6 +145,11 @@ class SqlStore:
             # Who reads makes no file: SQLite would, and one that everyone may read.
             await asyncio.to_thread(make_sqlite_file, Path(str(database.dsn)), create=False)
         return await database.call(work, seconds=_SECONDS)
+
+
+def _is_key(text: str) -> bool:
+    """Whether the column ``hash`` can hold the text: cut to its width, it would name another message."""
+    return clean(text, _HASH_WIDTH) == text
 
 
 def _summary(row: Row[Any]) -> MailSummary:

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+import socket
 from datetime import UTC
 from ipaddress import ip_address
-from typing import Final, Protocol, runtime_checkable
 
 from guerrilla.envelope import Address, Envelope
+from guerrilla.stores.body import body_of, compressed_of
 from guerrilla.stores.sql_table import Row
-
-_MAX_ON_LOOP: Final = 1 << 20
-"""Octets that are copied at once, in well under a millisecond; more goes to a thread: it may have to come from disk."""
-
-
-@runtime_checkable
-class _Compressed(Protocol):
-    """What Compressor leaves in ``values["zlib-compressor"]``."""
-
-    async def data(self) -> bytes:
-        """Return the compressed message."""
-        ...
 
 
 class Letter:
@@ -31,16 +19,18 @@ class Letter:
     the ``encoding`` that it names: "gzip", which is zlib, or "zstd".
     """
 
-    __slots__ = ("_compressed", "_elsewhere", "_envelope", "rows", "size")
+    __slots__ = ("_envelope", "elsewhere", "rows", "size")
 
     def __init__(self, envelope: Envelope, host: str) -> None:
         self._envelope = envelope
-        compressed = envelope.values.get("zlib-compressor")
-        self._compressed = compressed if isinstance(compressed, _Compressed) else None
-        self._elsewhere = envelope.values.get("redis") == "redis"
-        body = "redis" if self._elsewhere else getattr(self._compressed, "encoding", "gzip") if self._compressed else ""
+        self.elsewhere = envelope.values.get("redis") == "redis"
+        if self.elsewhere:
+            body = "redis"
+        else:
+            compressed = compressed_of(envelope)
+            body = getattr(compressed, "encoding", "gzip") if compressed is not None else ""
         self.rows = _rows(envelope, host, body)
-        self.size = 0 if self._elsewhere else len(envelope) * len(self.rows)
+        self.size = 0 if self.elsewhere else len(envelope) * len(self.rows)
         """Octets that the rows take, about."""
 
     @property
@@ -50,13 +40,9 @@ class Letter:
 
     async def mail(self) -> bytes:
         """Return what the column ``mail`` holds."""
-        if self._elsewhere:
+        if self.elsewhere:
             return b""
-        if self._compressed is not None:
-            return await self._compressed.data()
-        if len(self._envelope) <= _MAX_ON_LOOP:
-            return bytes(self._envelope)
-        return await asyncio.to_thread(bytes, self._envelope)
+        return await body_of(self._envelope)
 
 
 def _rows(envelope: Envelope, host: str, body: str) -> list[Row]:
@@ -98,6 +84,10 @@ def _rows(envelope: Envelope, host: str, body: str) -> list[Row]:
 def _packed(ip: str) -> bytes:
     """Return the address in network order, 4 or 16 octets; nothing if it is none."""
     try:
+        return socket.inet_pton(socket.AF_INET, ip)  # strict
+    except (OSError, ValueError):
+        pass
+    try:
         return ip_address(ip).packed
     except ValueError:
         return b""
@@ -110,4 +100,7 @@ def _in_brackets(value: str) -> str:
 
 def clean(text: str, width: int) -> str:
     """Return the text as a column takes it: so many characters, without NUL and lone surrogates."""
-    return text[:width].replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+    text = text[:width]
+    if text.isascii() and "\0" not in text:
+        return text
+    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")

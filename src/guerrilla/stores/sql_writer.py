@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, delete, inspect, select
+from sqlalchemy import Connection, Insert, bindparam, delete, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.util import await_only
 from structlog.typing import FilteringBoundLogger
 
 from guerrilla.backends.batch import Batcher, BatchRefusedError
@@ -38,7 +39,7 @@ from guerrilla.stores.sql_database import (
 )
 from guerrilla.stores.sql_letter import Letter
 from guerrilla.stores.sql_removal import Removal, Remover
-from guerrilla.stores.sql_table import Row, insertion, mail_table
+from guerrilla.stores.sql_table import DriverInsert, Row, insertion, mail_table
 
 _ATTEMPTS: Final = 3
 """How often a batch is tried whose transaction was rolled back, or whose connection was lost before the COMMIT."""
@@ -48,6 +49,9 @@ _MAX_STATEMENT: Final = 1 << 20
 
 _ROW_OVERHEAD: Final = 10_000
 """Octets, at most, that the other columns of a row take in a statement: their widths, in UTF-8."""
+
+_MAX_BATCH: Final = 1 << 24
+"""Octets of mail in one transaction; a larger message is alone in its own."""
 
 _CHECK_SECONDS: Final = 10.0
 """How long the database may take to show its table, to say what became of a COMMIT, or to remove rows."""
@@ -123,13 +127,14 @@ class SqlWriter:
         self.settings = settings
         self.table = mail_table(settings.table)
         self._insertion = insertion(self.table, settings.dsn.kind, settings.sql_insert, settings.sql_values)
+        self._driver_insert: DriverInsert | None = None
         self._database: Database | None = None
         self._log: FilteringBoundLogger | None = None
         self._table_is_checked = False
         self._remover = Remover(self._remove)
-        # When the Batcher knows octets, `size=letter.size` and a limit belong here. Memory holds _MAX_STATEMENT as it
-        # is; the limit would bound one transaction.
-        self._batcher: Batcher[Letter] = Batcher(self._commit, self._undo, on_error=self._report_undo)
+        self._batcher: Batcher[Letter] = Batcher(
+            self._commit, self._undo, on_error=self._report_undo, size=_size, max_size=_MAX_BATCH
+        )
 
     @property
     def database(self) -> Database:
@@ -225,12 +230,22 @@ class SqlWriter:
         """Make one attempt. When it raises, no row is there, or the Remover sees to it."""
         writing = _Writing(self, letters)
         try:
-            await self.database.call(writing.run)
+            await self.database.run(writing.run)
         except BaseException as error:
             if writing.session is None or not writing.committing or rolled_back(error):
                 raise
             if not await self._after_lost_commit(error, writing.session, letters):
                 raise
+
+    def insert(self, connection: Connection, rows: Sequence[Row]) -> None:
+        """Put the rows into the table, within the transaction."""
+        statement = self._insertion
+        if not isinstance(statement, Insert):
+            connection.execute(statement, rows)
+            return
+        if self._driver_insert is None:
+            self._driver_insert = DriverInsert(statement, connection.dialect)
+        connection.exec_driver_sql(self._driver_insert.text, [self._driver_insert.values(row) for row in rows])
 
     async def _after_lost_commit(self, error: BaseException, session: Session, letters: Sequence[Letter]) -> bool:
         """Find out whether the COMMIT was done whose answer did not come: True, or False and it never will be.
@@ -310,7 +325,7 @@ class SqlWriter:
                         if index.columns[0].name not in indexed:
                             await connection.execute(CreateIndex(index, if_not_exists=settings.dsn.kind != "mysql"))
             if settings.dsn.kind == "sqlite":
-                await checkpoint(connection)  # wherever the file is moved to, it has its table
+                await connection.run_sync(checkpoint)  # wherever the file is moved to, it has its table
                 self.database.require_file()
             return columns, dict(connection.info)
 
@@ -345,17 +360,16 @@ class _Writing:
         self.committing = False
         """Whether COMMIT may have been sent."""
 
-    async def run(self, connection: AsyncConnection) -> None:
+    def run(self, connection: Connection) -> None:
         self.session = session_of(connection)
         database = self._writer.database
-        async with connection.begin() as transaction:
-            await self._write(connection)
-            database.require_file()  # nothing is left in a file that has been moved
-            self.committing = True
-            await transaction.commit()
+        self._write(connection)
+        database.require_file()  # nothing is left in a file that has been moved
+        self.committing = True
+        connection.commit()
         database.require_file()  # nothing counts as committed in one that is gone
 
-    async def _write(self, connection: AsyncConnection) -> None:
+    def _write(self, connection: Connection) -> None:
         """Insert all rows, in statements that the server takes; the octets of a message are had only for its own."""
         packet = max_packet_of(connection)
         limit = min(_MAX_STATEMENT, packet // 4)
@@ -363,7 +377,7 @@ class _Writing:
         size = 0
         for letter in self._letters:
             try:
-                mail = await letter.mail()
+                mail = b"" if letter.elsewhere else await_only(letter.mail())
             except ValueError as error:
                 # The map of a message whose time is over may be closed: it is cancelled, and the others are not.
                 raise BatchRefusedError("its octets are gone") from error
@@ -371,11 +385,15 @@ class _Writing:
                 raise BatchRefusedError(f"it is larger than the max_allowed_packet of the database, {packet} octets")
             for row in letter.rows:
                 if rows and size + len(mail) > limit:
-                    await connection.execute(self._writer._insertion, rows)
+                    self._writer.insert(connection, rows)
                     rows, size = [], 0
                 rows.append(row | {"mail": mail})
                 size += len(mail) + 1_000
-        await connection.execute(self._writer._insertion, rows)
+        self._writer.insert(connection, rows)
+
+
+def _size(letter: Letter) -> int:
+    return letter.size
 
 
 def _columns(connection: Connection, table: str) -> tuple[set[str], set[str]]:

@@ -73,7 +73,7 @@ class Dialogue:
 
     ``decide`` answers what the session asks (about recipients only if the server ``validates``); where it returns None
     the question stays open until ``answer``. A ``house`` takes the place of ``allowed_hosts``. ``tls`` is given for a
-    connection that begins with TLS.
+    connection that begins with TLS; ``trusted`` for one from a proxy, whose XCLIENT is believed if ``xclient``.
     """
 
     def __init__(
@@ -90,10 +90,18 @@ class Dialogue:
         decide: Callable[[Question], Reply | None] = accept,
         tls: TLSInfo | None = None,
         remote_ip: str = "192.0.2.1",
+        xclient: bool = False,
+        trusted: bool = False,
     ) -> None:
-        settings = Settings(host_name, max_size, max_recipients, starttls, validates, newlines)
+        settings = Settings(host_name, max_size, max_recipients, starttls, validates, newlines, xclient)
         self.session = Session(
-            settings, house or OpenHouse(allowed_hosts), remote_ip=remote_ip, remote_port=4321, server="test", tls=tls
+            settings,
+            house or OpenHouse(allowed_hosts),
+            remote_ip=remote_ip,
+            remote_port=4321,
+            server="test",
+            tls=tls,
+            trusted=trusted,
         )
         self.events: list[Event] = []
         """All events but Busy, each with its envelope as it was then."""

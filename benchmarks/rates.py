@@ -1,0 +1,81 @@
+"""How many messages a second of processor time is good for: beside other servers, with a store, with pipelining."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Final
+
+from benchmarks.clients import by_load, by_smtp_source
+from benchmarks.load import Job
+from benchmarks.measure import Case, Extent, Scenario
+from benchmarks.servers import CHAIN, STORE, Server, aiosmtpd, guerrilla, limit, smtp_sink
+
+BATCH: Final = "messages per commit"
+CONNECTION_COUNTS: Final = (1, 5, 20, 100)
+
+_Start = Callable[[], AbstractContextManager[Server]]
+
+SERVERS: Final[Mapping[str, _Start]] = {
+    "guerrilla": guerrilla,
+    "aiosmtpd": aiosmtpd,
+    "smtp-sink": smtp_sink,
+    "limit": limit,
+}
+
+# How many messages each takes in about two seconds: what is measured is more than the grain of the processor's clock.
+_COUNTS: Final[Mapping[str, Mapping[str, int]]] = {
+    "kept": {"guerrilla": 20_000, "aiosmtpd": 10_000, "smtp-sink": 40_000, "limit": 60_000},
+    "each": {"guerrilla": 10_000, "aiosmtpd": 5_000, "smtp-sink": 16_000, "limit": 24_000},
+    "large": {"guerrilla": 4_000, "aiosmtpd": 1_000, "smtp-sink": 5_000, "limit": 20_000},
+}
+
+
+def scenarios() -> list[Scenario]:
+    """Return what is measured here."""
+    return [
+        _beside_others("kept", "2 kB, connections kept"),
+        _beside_others("each", "2 kB, a connection each", kept=False),
+        _beside_others("large", "100 kB, connections kept", size=102_400),
+        Scenario(
+            "store",
+            "2 kB, connections kept, into the embedded store",
+            [
+                Case(f"{name}, {connections}", partial(_with_store, chain, connections))
+                for connections in CONNECTION_COUNTS
+                for name, chain in (("no store", CHAIN), ("SQLite", STORE))
+            ],
+        ),
+        Scenario(
+            "pipelining",
+            "2 kB, connections kept, client load.py",
+            [
+                Case("one command at a time", partial(_pipelining, False)),
+                Case("MAIL, RCPT, DATA in one segment", partial(_pipelining, True)),
+            ],
+        ),
+    ]
+
+
+def _beside_others(name: str, title: str, *, size: int = 2048, kept: bool = True) -> Scenario:
+    def run(server: str, extent: Extent) -> Mapping[str, float]:
+        with SERVERS[server]() as running:
+            return by_smtp_source(running, extent.count(_COUNTS[name][server]), size=size, kept=kept).rates
+
+    return Scenario(name, title, [Case(server, partial(run, server)) for server in SERVERS])
+
+
+def _with_store(chain: str, connections: int, extent: Extent) -> Mapping[str, float]:
+    messages = extent.count(2_000 if connections == 1 else 10_000)
+    with guerrilla(chain, server={"max_clients": 2 * max(CONNECTION_COUNTS)}) as server:
+        before = server.commits()
+        figure = by_smtp_source(server, messages, connections=connections)
+        commits = server.commits() - before
+        return figure.rates | ({BATCH: server.kept() / commits} if commits else {})
+
+
+def _pipelining(pipelined: bool, extent: Extent) -> Mapping[str, float]:
+    with guerrilla() as server:
+        by_load(server, Job(server.port, 200))
+        return by_load(server, Job(server.port, extent.count(20_000), pipelined=pipelined)).rates

@@ -1,0 +1,127 @@
+"""What is told of the clients and their mail: to the counters, to who has subscribed to events, and to the log.
+
+It is the one place that all three are fed from, so that they tell the same story. An event is only made when somebody
+wants it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from structlog.typing import FilteringBoundLogger
+
+from guerrilla.envelope import Address, Envelope
+from guerrilla.event_bus import EventBus
+from guerrilla.events import Connected, Disconnected, Failed, Queued, Rejected
+from guerrilla.smtp.replies import Reply
+from guerrilla.stats import Counters
+
+MAX_LOGGED_RECIPIENTS: Final = 10
+
+
+class Witness:
+    """Sees what happens on the connections of a daemon. ``counters`` and ``events`` are the daemon's."""
+
+    def __init__(self, counters: Counters, events: EventBus) -> None:
+        self.counters = counters
+        self._events = events
+
+    def refused(self, log: FilteringBoundLogger, server: str, client: tuple[str, int], reply: Reply) -> None:
+        """There was no place for a client."""
+        self.counters.connections_refused += 1
+        self.counters.count_reply(reply)
+        log.warning("too many connections", client=client[0], reply=str(reply))
+        self._rejected("connection", server, client, reply, "too many connections")
+
+    def connected(self, server: str, client: tuple[str, int]) -> None:
+        """A client was let in, and is greeted."""
+        if self._events.wants(Connected):
+            self._events.publish(Connected(server=server, remote_ip=client[0], remote_port=client[1]))
+
+    def disconnected(self, server: str, client: tuple[str, int], seconds: float, messages: int) -> None:
+        """A client that was greeted is gone."""
+        if self._events.wants(Disconnected):
+            self._events.publish(
+                Disconnected(
+                    server=server, remote_ip=client[0], remote_port=client[1], seconds=seconds, messages=messages
+                )
+            )
+
+    def command_refused(
+        self, log: FilteringBoundLogger, server: str, client: tuple[str, int], line: bytes, reply: Reply
+    ) -> None:
+        """The dialogue has refused a command."""
+        log.debug("command refused", client=client[0], line=line, reply=str(reply))
+        self._rejected("command", server, client, reply, "command refused")
+
+    def recipient_refused(self, envelope: Envelope, recipient: Address, reply: Reply) -> None:
+        """The line has refused a recipient."""
+        client = (envelope.remote_ip, envelope.remote_port)
+        self._rejected("recipient", envelope.server, client, reply, "recipient refused", envelope, (recipient,))
+
+    def message(self, log: FilteringBoundLogger, envelope: Envelope, size: int, reply: Reply, seconds: float) -> None:
+        """A message was answered, ``seconds`` after its end. ``size`` is that of its content as it came, in octets."""
+        self.counters.count_message(reply, len(envelope.rcpt_to), size, seconds)
+        recipients = [str(recipient) for recipient in envelope.rcpt_to[:MAX_LOGGED_RECIPIENTS]]
+        more = len(envelope.rcpt_to) - MAX_LOGGED_RECIPIENTS
+        if more > 0:
+            recipients.append(f"and {more} more")
+        log.info(
+            "message",
+            outcome="kept" if reply.positive else "deferred" if reply.temporary else "refused",
+            queued_id=envelope.queued_id,
+            client=envelope.remote_ip,
+            sender=str(envelope.mail_from),
+            recipients=recipients,
+            size=size,
+            reply=str(reply),
+            ms=round(seconds * 1000, 2),
+        )
+        if reply.code >= 500:
+            client = (envelope.remote_ip, envelope.remote_port)
+            everyone = tuple(envelope.rcpt_to)
+            self._rejected("message", envelope.server, client, reply, "message refused", envelope, everyone)
+            return
+        kind = Queued if reply.positive else Failed
+        if self._events.wants(kind):
+            self._events.publish(
+                kind(
+                    server=envelope.server,
+                    remote_ip=envelope.remote_ip,
+                    remote_port=envelope.remote_port,
+                    queued_id=envelope.queued_id,
+                    helo=envelope.helo,
+                    sender=envelope.mail_from,
+                    recipients=tuple(envelope.rcpt_to),
+                    size=size,
+                    seconds=seconds,
+                    reply=reply,
+                )
+            )
+
+    def _rejected(
+        self,
+        what: Literal["connection", "command", "recipient", "message"],
+        server: str,
+        client: tuple[str, int],
+        reply: Reply,
+        reason: str,
+        envelope: Envelope | None = None,
+        recipients: tuple[Address, ...] = (),
+    ) -> None:
+        if not self._events.wants(Rejected):
+            return
+        self._events.publish(
+            Rejected(
+                server=server,
+                remote_ip=client[0],
+                remote_port=client[1],
+                what=what,
+                reply=reply,
+                reason=reason,
+                helo=envelope.helo if envelope is not None else "",
+                queued_id=envelope.queued_id if envelope is not None else "",
+                sender=envelope.mail_from if envelope is not None else None,
+                recipients=recipients,
+            )
+        )

@@ -1,0 +1,35 @@
+"""The octets that a store keeps of a message: the whole of it, compressed if Compressor was in the line."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final, Protocol, cast
+
+from guerrilla.envelope import Envelope
+
+_MAX_ON_LOOP: Final = 1 << 20
+"""Octets that are copied at once, in well under a millisecond; more goes to a thread: it may have to come from disk."""
+
+
+class Compressed(Protocol):
+    """What Compressor leaves in ``values["zlib-compressor"]``; ``encoding`` may say which compression it is."""
+
+    async def data(self) -> bytes:
+        """Return the compressed message."""
+        ...
+
+
+def compressed_of(envelope: Envelope) -> Compressed | None:
+    """Return what Compressor, or a processor in its place, has left; None if nothing is there."""
+    value = envelope.values.get("zlib-compressor")
+    return cast(Compressed, value) if callable(getattr(value, "data", None)) else None
+
+
+async def body_of(envelope: Envelope) -> bytes:
+    """Return the octets that are kept of the message."""
+    compressed = compressed_of(envelope)
+    if compressed is not None:
+        return await compressed.data()
+    if len(envelope) <= _MAX_ON_LOOP:
+        return bytes(envelope)
+    return await asyncio.to_thread(bytes, envelope)

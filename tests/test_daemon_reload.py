@@ -1,0 +1,320 @@
+"""A reload: all of the new configuration holds or none of it, and mail flows on meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.private_servers.process import free_port
+
+from guerrilla import CallNext, ConfigError, Daemon, Envelope, Processor, ProcessorConfig, Reply, StartError
+from guerrilla.testing.recording import RecordingBackend
+
+
+class Marks(Processor[ProcessorConfig]):
+    """Keeps count of its instances, and may be held up."""
+
+    opened: list[Marks] = []  # noqa: RUF012 - the test looks here
+    gate = asyncio.Event()
+    entered = asyncio.Event()
+
+    async def initialize(self) -> None:
+        self.opened.append(self)
+
+    async def shutdown(self) -> None:
+        self.opened.remove(self)
+
+    async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
+        type(self).entered.set()
+        await type(self).gate.wait()
+        return Reply(250, "2.0.0", f"kept by {id(self)}")
+
+
+class Refuses(Processor[ProcessorConfig]):
+    """Has no store."""
+
+    async def initialize(self) -> None:
+        raise RuntimeError("foo_password: Foo refuses us")
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    Marks.opened = []
+    Marks.gate = asyncio.Event()
+    Marks.gate.set()
+    Marks.entered = asyncio.Event()
+
+
+def config(*servers: dict[str, Any], **keys: Any) -> dict[str, Any]:
+    return {
+        "servers": [{"host_name": "mx.test", **server} for server in servers],
+        "allowed_hosts": ["example.com"],
+        "log_file": "off",
+        "backend_config": {"save_process": "Marks"},
+        **keys,
+    }
+
+
+def daemon_with(settings: dict[str, Any]) -> Daemon:
+    daemon = Daemon(settings)
+    daemon.add_processor("Marks", Marks)
+    daemon.add_processor("Refuses", Refuses)
+    return daemon
+
+
+class Caller:
+    """A client that says one line at a time."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def call(cls, port: int) -> Caller:
+        caller = cls(*await asyncio.open_connection("127.0.0.1", port))
+        await caller.reply()
+        await caller.say("EHLO client.test")
+        return caller
+
+    async def reply(self) -> str:
+        async with asyncio.timeout(20):
+            while True:
+                line = (await self._reader.readline()).decode()
+                if line[3:4] != "-":
+                    return line.removesuffix("\r\n")
+
+    async def say(self, line: str) -> str:
+        self._writer.write(line.encode() + b"\r\n")
+        return await self.reply()
+
+    async def begin(self) -> None:
+        for line in ("MAIL FROM:<a@client.test>", "RCPT TO:<b@example.com>", "DATA"):
+            assert (await self.say(line))[0] in "23"
+
+    async def close(self) -> None:
+        self._writer.close()
+        await self._writer.wait_closed()
+
+
+async def test_a_transaction_ends_on_the_configuration_it_began_with_and_the_next_has_the_new_one() -> None:
+    port = free_port()
+    server = {"listen_interface": f"127.0.0.1:{port}"}
+    async with daemon_with(config(server)) as daemon:
+        (old,) = Marks.opened
+        caller = await Caller.call(port)
+        await caller.begin()
+        await daemon.reload_config(config({**server, "max_size": 1000}, allowed_hosts=["other.test"]))
+        (new,) = set(Marks.opened) - {old}
+        assert (await caller.say("x" * 2000 + "\r\n.")).endswith(f"kept by {id(old)}")
+        assert (await caller.say("MAIL FROM:<> SIZE=1001")).startswith("552")
+        await caller.say("MAIL FROM:<>")
+        assert (await caller.say("RCPT TO:<b@example.com>")).startswith("550 5.7.1")
+        await caller.say("RCPT TO:<b@other.test>")
+        await caller.say("DATA")
+        assert (await caller.say(".")).endswith(f"kept by {id(new)}")
+        async with asyncio.timeout(20):
+            while old in Marks.opened:
+                await asyncio.sleep(0)
+        await caller.close()
+
+
+async def test_an_idle_client_has_the_new_timeout_at_once_and_is_not_cut_off() -> None:
+    port = free_port()
+    server = {"listen_interface": f"127.0.0.1:{port}"}
+    async with daemon_with(config({**server, "timeout": 300})) as daemon:
+        caller = await Caller.call(port)
+        await daemon.reload_config(config({**server, "timeout": 1}))
+        assert (await caller.reply()).startswith("421 4.4.2")
+        await caller.close()
+
+
+async def test_servers_are_added_moved_and_removed_and_the_others_keep_their_clients() -> None:
+    stays, goes, comes = free_port(), free_port(), free_port()
+    one, two, three = ({"listen_interface": f"127.0.0.1:{each}"} for each in (stays, goes, comes))
+    async with daemon_with(config(one, two)) as daemon:
+        first, second = await Caller.call(stays), await Caller.call(goes)
+        await second.begin()
+        await daemon.reload_config(config(one, three))
+        assert [address[1] for _, address in daemon.addresses] == [stays, comes]
+        third = await Caller.call(comes)
+        assert (await first.say("NOOP")).startswith("250")
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", goes)
+        assert (await second.say(".")).startswith("250"), "what was under way is taken"
+        assert (await second.reply()).startswith("421 4.3.2")
+        for caller in (first, second, third):
+            await caller.close()
+
+
+async def test_a_server_is_disabled_and_enabled_again() -> None:
+    port = free_port()
+    server = {"listen_interface": f"127.0.0.1:{port}"}
+    async with daemon_with(config(server)) as daemon:
+        await daemon.reload_config(config({**server, "is_enabled": False}))
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+        await daemon.reload_config(config(server))
+        await (await Caller.call(port)).close()
+
+
+async def test_fewer_clients_are_allowed_from_now_on_and_those_who_are_there_stay() -> None:
+    port = free_port()
+    server = {"listen_interface": f"127.0.0.1:{port}"}
+    async with daemon_with(config({**server, "max_clients": 10})) as daemon:
+        callers = [await Caller.call(port) for _ in range(3)]
+        await daemon.reload_config(config({**server, "max_clients": 2, "max_clients_per_address": 2}))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        assert (await reader.readline()).startswith(b"421 4.3.2")
+        writer.close()
+        await writer.wait_closed()
+        for caller in callers:
+            assert (await caller.say("NOOP")).startswith("250")
+            await caller.close()
+        async with asyncio.timeout(20):
+            while True:
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                line = await reader.readline()
+                writer.close()
+                await writer.wait_closed()
+                if line.startswith(b"220"):
+                    break
+
+
+BUSY = "a port that is taken"
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "why"),
+    [
+        ({"backend_config": {"save_process": "HeaderParser"}}, ConfigError, "backend_config.save_process"),
+        ({"backend_config": {"save_process": "Refuses"}}, StartError, "foo_password"),
+        ({"spool_path": "/nowhere"}, StartError, "spool_path"),
+        ({"log_file": "/nowhere/log"}, StartError, "log_file"),
+        ({"servers": BUSY}, StartError, "Address already in use"),
+        ({"servers": [{"listen_interface": "x"}]}, ConfigError, "listen_interface"),
+    ],
+)
+async def test_nothing_of_a_broken_configuration_takes_effect(
+    keys: dict[str, Any], error: type[Exception], why: str
+) -> None:
+    port = free_port()
+    server = {"listen_interface": f"127.0.0.1:{port}"}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        if keys.get("servers") == BUSY:
+            keys = {"servers": [server, {"listen_interface": f"127.0.0.1:{taken.getsockname()[1]}"}]}
+        async with daemon_with(config(server)) as daemon:
+            before, files, marks = daemon.config, len(os.listdir("/proc/self/fd")), list(Marks.opened)
+            with pytest.raises(error, match=why):
+                await daemon.reload_config({**config(server, allowed_hosts=["other.test"]), **keys})
+            assert (daemon.config, Marks.opened) == (before, marks)
+            assert len(os.listdir("/proc/self/fd")) == files
+            caller = await Caller.call(port)
+            await caller.begin()
+            assert (await caller.say(".")).startswith("250")
+            await caller.close()
+
+
+async def test_logs_levels_and_the_pid_file_move(tmp_path: Path) -> None:
+    port = free_port()
+    server = {"listen_interface": f"127.0.0.1:{port}"}
+    old, new, own = (tmp_path / name for name in ("old.log", "new.log", "own.log"))
+    first = config(server, log_file=str(old), pid_file=str(tmp_path / "old.pid"))
+    second = config(
+        {**server, "log_file": str(own), "log_level": "debug"}, log_file=str(new), pid_file=str(tmp_path / "new.pid")
+    )
+    async with daemon_with(first) as daemon:
+        await daemon.reload_config(second)
+        assert not (tmp_path / "old.pid").exists()
+        assert (tmp_path / "new.pid").read_text() == f"{os.getpid()}\n"
+        caller = await Caller.call(port)
+        await caller.say("GIBBERISH")
+        assert "command refused" in own.read_text()
+        own.rename(tmp_path / "own.log.1")
+        daemon.reopen_logs()
+        await caller.say("GIBBERISH")
+        assert "command refused" in own.read_text()
+        await caller.close()
+    assert not (tmp_path / "new.pid").exists()
+
+
+async def test_fifty_reloads_leave_nothing_behind() -> None:
+    ports = [free_port(), free_port()]
+    server = {"listen_interface": f"127.0.0.1:{ports[0]}"}
+    one = config(server, {"listen_interface": f"127.0.0.1:{ports[1]}", "is_enabled": False})
+    two = config({**server, "timeout": 77}, {"listen_interface": f"127.0.0.1:{ports[1]}"}, allowed_hosts=["."])
+    async with daemon_with(one) as daemon:
+        caller = await Caller.call(ports[0])
+        await daemon.reload_config(two)
+        await daemon.reload_config(one)
+        async with asyncio.timeout(20):
+            while len(Marks.opened) > 1:
+                await asyncio.sleep(0)
+        gc.collect()
+        tasks, files = len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))
+        for _ in range(25):
+            await daemon.reload_config(two)
+            await caller.begin()
+            await daemon.reload_config(one)
+            assert (await caller.say(".")).startswith("250")
+        async with asyncio.timeout(20):
+            while len(Marks.opened) > 1:
+                await asyncio.sleep(0)
+        assert (len(asyncio.all_tasks()), len(os.listdir("/proc/self/fd"))) == (tasks, files)
+        await caller.close()
+
+
+async def test_a_shutdown_waits_for_the_message_of_an_earlier_configuration() -> None:
+    port = free_port()
+    server = {"listen_interface": f"127.0.0.1:{port}"}
+    daemon = daemon_with(config(server))
+    async with daemon:
+        Marks.gate.clear()
+        caller = await Caller.call(port)
+        await caller.begin()
+        answer = asyncio.create_task(caller.say("."))
+        await Marks.entered.wait()
+        await daemon.reload_config(config(server))
+        Marks.gate.set()
+    assert (await answer).startswith("250")
+    await caller.close()
+    assert Marks.opened == []
+
+
+async def test_a_backend_of_ones_own_stays_when_the_configuration_changes() -> None:
+    port = free_port()
+    server = {"listen_interface": f"127.0.0.1:{port}"}
+    backend = RecordingBackend()
+    async with Daemon(config(server), backend=backend) as daemon:
+        await daemon.reload_config(config({**server, "timeout": 5}))
+        caller = await Caller.call(port)
+        await caller.begin()
+        assert (await caller.say(".")).startswith("250")
+        await caller.close()
+    assert len(backend.envelopes) == 1
+
+
+async def test_a_configuration_is_read_again_from_its_file(tmp_path: Path) -> None:
+    port = free_port()
+    file = tmp_path / "guerrilla.toml"
+    text = f'servers = [{{listen_interface = "127.0.0.1:{port}", host_name = "HOST"}}]\nlog_file = "off"\n'
+    text += '[backend_config]\nsave_process = "Debugger"\n'
+    file.write_text(text.replace("HOST", "one.test"))
+    daemon = Daemon()
+    daemon.set_config(daemon.load_config(file))
+    async with daemon:
+        with pytest.raises(RuntimeError, match="reload_config"):
+            daemon.set_config({})
+        file.write_text(text.replace("HOST", "two.test"))
+        await daemon.reload_config_file()
+        caller = await Caller.call(port)
+        assert (await caller.say("HELO a")).startswith("250 two.test")
+        await caller.close()
+
+
+async def test_without_a_file_there_is_nothing_to_read_again() -> None:
+    with pytest.raises(ConfigError, match="did not come from a file"):
+        await Daemon().reload_config_file()
