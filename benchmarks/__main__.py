@@ -17,7 +17,7 @@ from types import FrameType
 
 from benchmarks import burden, latency, rates, tls
 from benchmarks.goals import verdicts
-from benchmarks.measure import Extent, Scenario, measure
+from benchmarks.measure import Extent, Results, Scenario, measure
 from benchmarks.picture import draw
 from benchmarks.report import as_json, machine, table
 from benchmarks.servers import BenchmarkError
@@ -61,22 +61,28 @@ def main() -> None:
     extent = Extent(1 if options.quick else options.rounds, quick=options.quick)
     chosen = [scenarios[name] for name in options.only or scenarios]
     signal.signal(signal.SIGTERM, _end)
-    described = machine(extent)
+    described, results, failure = machine(extent), Results(), ""
     try:
-        results = measure(chosen, extent, lambda what: print(f"\r\033[K{what}", end="", file=sys.stderr, flush=True))
+        measure(chosen, extent, results, lambda what: _say(f"\r\033[K{what}"))
     except (BenchmarkError, OSError, subprocess.SubprocessError) as error:
-        sys.exit(f"\nthis cannot be measured: {error}")
+        failure = f"this cannot be measured: {error}"
     except KeyboardInterrupt:
-        sys.exit("\ngiven up")
+        failure = "given up"
     judged = list(verdicts(results))
-    print("\r\033[K", end="", file=sys.stderr, flush=True)
+    _say("\r\033[K")
     print(table(described, chosen, results, judged))
+    if failure:
+        sys.exit(f"\n{failure}")
     # Only a full run is worth keeping under the name that documents point to.
     name = "quick" if options.quick or options.only else "bench"
     (options.output / f"{name}.json").write_text(as_json(described, results, judged) + "\n")
     title = "Messages per second of the server's processor time"
     (options.output / f"{name}.svg").write_text(draw(results, PANELS, title=title))
     print(f"\nwritten: {options.output / name}.json and .svg")
+
+
+def _say(what: str) -> None:
+    print(what, end="", file=sys.stderr, flush=True)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

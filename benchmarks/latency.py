@@ -11,7 +11,7 @@ from typing import Final
 
 from benchmarks.clients import by_load, load
 from benchmarks.load import Job
-from benchmarks.measure import PER_CPU, Case, Extent, Scenario, quantile
+from benchmarks.measure import PER_CPU, Case, Extent, Scenario
 from benchmarks.servers import guerrilla
 
 MEDIAN: Final = "ms from the final dot to 250, median"
@@ -37,8 +37,8 @@ def _latency(extent: Extent) -> Mapping[str, float]:
         messages = max(int(full / 2 * extent.count(SECONDS)), 100)
         outcome = load(Job(server.port, messages, pipelined=True, rate=full / 2))
         return {
-            MEDIAN: quantile(outcome.latencies, 0.5) * 1000,
-            TAIL: quantile(outcome.latencies, 0.99) * 1000,
+            MEDIAN: outcome.median * 1000,
+            TAIL: outcome.tail * 1000,
             WANTED: full / 2,
             RATE: messages / outcome.seconds,
         }

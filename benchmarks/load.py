@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, cast
 
 import uvloop
+from benchmarks.measure import quantile
 
 PIECE: Final = 1 << 18
 """Octets that are written at once: content that the socket does not take must wait here, and is not copied."""
@@ -53,11 +54,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was done. ``latencies``: seconds from the last octet of each message to its answer, sorted."""
+    """What was done. ``median`` and ``tail`` (99th percentile): seconds from a message's last octet to its answer."""
 
     messages: int
     seconds: float
-    latencies: tuple[float, ...] = ()
+    median: float = 0.0
+    tail: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,10 @@ class Load:
                 await self._pace()
             await self._done
         seconds = time.perf_counter() - start
-        return Outcome(self.done, seconds, tuple(sorted(self.latencies)))
+        if not self.latencies:
+            return Outcome(self.done, seconds)
+        ordered = sorted(self.latencies)
+        return Outcome(self.done, seconds, quantile(ordered, 0.5), quantile(ordered, 0.99))
 
     def _open_next(self) -> None:
         """Open one more connection; one that is not kept takes its message at once."""

@@ -107,13 +107,11 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[min(int(len(ordered) * share), len(ordered) - 1)]
 
 
-def measure(scenarios: Iterable[Scenario], extent: Extent, say: Callable[[str], None]) -> Results:
+def measure(scenarios: Iterable[Scenario], extent: Extent, results: Results, say: Callable[[str], None]) -> None:
     """Measure all cases of each scenario in turn, round by round; ``say`` is told what is under way."""
-    results = Results()
     for scenario in scenarios:
         rounds = min(extent.rounds, scenario.most_rounds)
         for number in range(rounds):
             for case in scenario.cases:
                 say(f"{scenario.name}: {case.subject}, round {number + 1} of {rounds}")
                 results.add(scenario.name, case.subject, case.run(extent))
-    return results

@@ -17,7 +17,7 @@ from benchmarks.clients import idle, load
 from benchmarks.goals import GOALS, verdicts
 from benchmarks.load import Job, content, final_lines, steps
 from benchmarks.measure import PER_CPU, Case, Extent, Figure, Key, Results, Scenario, Spread, measure, quantile
-from benchmarks.picture import draw
+from benchmarks.picture import WIDTH, draw
 from benchmarks.processes import cpu_seconds, family, memory_field, resident, stat_fields
 from benchmarks.report import as_json, machine, number, processor, spread, table
 from benchmarks.servers import BenchmarkError, aiosmtpd, key_pair, limit, program
@@ -70,7 +70,8 @@ def test_a_quick_run_does_a_tenth_and_never_nothing() -> None:
 def test_cases_take_turns_and_a_scenario_has_no_more_rounds_than_it_wants() -> None:
     said: list[str] = []
     cases = [Case(name, lambda extent: {PER_CPU: float(extent.rounds)}) for name in ("a", "b")]
-    found = measure([Scenario("kept", "", cases, most_rounds=2)], Extent(5), said.append)
+    found = Results()
+    measure([Scenario("kept", "", cases, most_rounds=2)], Extent(5), found, said.append)
     assert said == [f"kept: {case}, round {number} of 2" for number in (1, 2) for case in "ab"]
     assert found == results(a=[5.0, 5.0], b=[5.0, 5.0])
 
@@ -145,12 +146,13 @@ def test_the_name_of_the_processor_is_read_from_cpuinfo() -> None:
 
 
 def test_the_picture_is_well_formed_and_has_a_bar_for_each_server() -> None:
-    drawn = draw(results(guerrilla=[50.0], limit=[100.0]), PANELS, title='a < b & "c"')
+    drawn = draw(results(guerrilla=[5000.0], limit=[10_000.0]), PANELS, title='a < b & "c"')
     picture = ElementTree.fromstring(drawn)
     bars = [each for each in picture.iter() if (each.get("class") or "").startswith("bar")]
     assert [bar.get("class") for bar in bars] == ["bar ours", "bar"]
     ours, other = (float(bar.get("width", "")) for bar in bars)
     assert other == pytest.approx(2 * ours, abs=0.2)
+    assert WIDTH / 2 < other < WIDTH
     assert picture.get("aria-label") == 'a < b & "c"'
     assert "prefers-color-scheme: dark" in drawn
 
@@ -226,6 +228,8 @@ def test_the_limit_compiles_without_a_warning_and_takes_a_mail(tmp_path: Path) -
         for body in ("", "short\r\n", "x" * 70 + "\r\n.\r\n" * 3, "y" * 1_000_000):
             assert client.sendmail("a@example.org", "b@example.com", f"Subject: x\r\n\r\n{body}") == {}
         assert client.docmd("DATA")[0] == 354
+        assert client.docmd(".")[0] == 250
+        assert client.docmd("DATA")[0] == 354
         for octets in (b"\r", b"\n.", b"\r", b"\n"):  # its end in pieces
             client.send(octets)
         assert client.getreply()[0] == 250
@@ -248,8 +252,7 @@ def test_our_client_sends_all_that_is_asked_for(job: dict[str, object]) -> None:
     with limit() as server:
         outcome = load(Job(**{"port": server.port, "connections": 4, "seconds": 20.0, **job}))  # type: ignore[arg-type]
     assert outcome.messages == job["messages"]
-    assert len(outcome.latencies) == (0 if job.get("size") == 0 else job["messages"])
-    assert list(outcome.latencies) == sorted(outcome.latencies)
+    assert (0 < outcome.median <= outcome.tail < outcome.seconds) or job.get("size") == 0
 
 
 @pytest.mark.parametrize("kind", ["starttls", "implicit"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import http
 import json
 import os
 import pty
@@ -63,6 +64,36 @@ def test_a_record_is_one_line_of_json_with_level_time_and_event_first(log: Log, 
         "tls": None,
         "esmtp": True,
     }
+
+
+def test_the_time_is_the_record_s_own(log: Log, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = [
+        1_700_000_000_000_000_000,
+        1_700_000_000_999_999_999,
+        1_700_000_001_004_000_000,
+        1_699_999_999_000_000_000,
+    ]
+    monkeypatch.setattr("guerrilla.log.time.time_ns", iter(moments).__next__)
+    for _ in moments:
+        log.logger.info("a")
+    assert [record["timestamp"] for record in records(path)] == [
+        "2023-11-14T22:13:20.000Z",
+        "2023-11-14T22:13:20.999Z",
+        "2023-11-14T22:13:21.004Z",
+        "2023-11-14T22:13:19.000Z",
+    ]
+
+
+def test_a_text_or_number_of_another_class_is_written_as_what_it_is(log: Log, path: Path) -> None:
+    class Name(str):
+        __slots__ = ()
+
+        def __str__(self) -> str:
+            return "another\n"
+
+    log.logger.info("a %s", "b", name=Name("x\ny"), number=http.HTTPStatus.OK, yes=True)
+    (record,) = records(path)
+    assert (record["event"], record["name"], record["number"], record["yes"]) == ("a b", "x\\x0ay", 200, True)
 
 
 def test_what_is_below_the_level_is_not_written(path: Path) -> None:

@@ -47,9 +47,11 @@ class Address:
 
     def __str__(self) -> str:
         """Write it as ``user@host``, the local part quoted where it must be; the null path is the empty string."""
-        user, host = self.user, self.host
-        if not user and not host:
-            return ""
+        return self.at(self.host) if self.user or self.host else ""
+
+    def at(self, host: str) -> str:
+        """Write the mailbox that the same user has at another host."""
+        user = self.user
         # Most are letters and digits alone, and to see that is quicker.
         if not user.isalnum() and not _DOT_STRING.fullmatch(user):
             user = '"' + user.replace("\\", "\\\\").replace('"', '\\"') + '"'

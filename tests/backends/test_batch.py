@@ -28,11 +28,18 @@ class Call:
 class Store:
     """A store whose every call is answered by the test."""
 
-    def __init__(self, max_items: int = 256) -> None:
+    def __init__(self, max_items: int = 256, max_size: int | None = None) -> None:
         self.commits: asyncio.Queue[Call] = asyncio.Queue()
         self.undos: asyncio.Queue[Call] = asyncio.Queue()
         self.errors: list[Exception] = []
-        self.batcher = Batcher(self.commit, self.undo, on_error=self.errors.append, max_items=max_items)
+        self.batcher = Batcher(
+            self.commit,
+            self.undo,
+            on_error=self.errors.append,
+            max_items=max_items,
+            size=None if max_size is None else abs,
+            max_size=max_size or 0,
+        )
 
     async def commit(self, items: Sequence[int]) -> None:
         await self._call(self.commits, items)
@@ -115,6 +122,39 @@ async def test_max_items() -> None:
         commit.done()
     assert batches == [[1, 2], [3, 4], [5]]
     await asyncio.gather(*tasks)
+    await store.close()
+
+
+async def test_max_size() -> None:
+    """A batch holds no more than max_size octets; a larger item goes alone, and none overtakes another."""
+    store = Store(max_size=10)
+    tasks = store.add(4, 6, 1, 30, 2, 8, 0)
+    batches = []
+    for _ in range(4):
+        commit = await store.commits.get()
+        batches.append(commit.items)
+        commit.done()
+    assert batches == [[4, 6], [1], [30], [2, 8, 0]]
+    await asyncio.gather(*tasks)
+    await store.close()
+
+
+async def test_what_is_ready_comes_along() -> None:
+    """What comes in the turns of the loop that follow shares the commit; but an endless flow does not put it off."""
+    store = Store()
+    tasks = store.add(1)
+    for item in range(2, 10):
+        await asyncio.sleep(0)
+        tasks += store.add(item)
+    first = (await store.commits.get()).items
+    assert 1 < len(first) < 9
+    assert first == [*range(1, len(first) + 1)]
+    for task in tasks:
+        task.cancel()
+    assert all(isinstance(error, asyncio.CancelledError) for error in await ended(*tasks))
+    undo = await store.undos.get()
+    assert undo.items == first
+    undo.done()
     await store.close()
 
 
@@ -224,6 +264,29 @@ def test_an_interrupt_ends_the_program() -> None:
 
 
 # Cancelled
+
+
+def test_end_of_the_event_loop() -> None:
+    """When the event loop ends while a batch commits, the commit ends, and nothing is begun any more."""
+    ends: list[str] = []
+
+    async def commit(items: Sequence[int]) -> None:
+        ends.append(f"commit {list(items)}")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ends.append("end")
+
+    async def main() -> None:
+        batcher = Batcher(commit, Undone(), on_error=unexpected, max_items=1)
+        adding.extend(asyncio.create_task(batcher.add(item)) for item in (1, 2))
+        while not ends:
+            await asyncio.sleep(0)
+
+    adding: list[asyncio.Task[None]] = []
+    asyncio.run(main())
+    assert ends == ["commit [1]", "end"]
+    assert all(task.cancelled() for task in adding)
 
 
 async def test_cancelled_while_it_waits() -> None:

@@ -270,6 +270,18 @@ async def test_stamps(running: Start) -> None:
     assert before <= envelope.received_at <= datetime.now(UTC)
 
 
+async def test_ids_sort_by_age_and_are_no_other_gateway_s(running: Start) -> None:
+    """Queue ids of one gateway sort in the order of submission; those of two, which start anew, never meet."""
+    ids = []
+    for _ in range(2):
+        gateway = await running("HeadersParser")
+        envelopes = [Envelope() for _ in range(100)]
+        await asyncio.gather(*[gateway.process(envelope) for envelope in envelopes])
+        ids.append([envelope.queued_id for envelope in envelopes])
+        assert ids[-1] == sorted(ids[-1])
+    assert {each[12:24] for each in ids[0]}.isdisjoint(each[12:24] for each in ids[1])
+
+
 async def test_validates_the_last_recipient(running: Start) -> None:
     """RCPT is answered by validate_process; save_process has no part in it, nor has it in DATA."""
     diary: list[str] = []
@@ -325,6 +337,34 @@ async def test_in_the_order_of_their_coming(running: Start) -> None:
     envelopes = [Envelope() for _ in range(5)]
     await asyncio.gather(*[gateway.process(envelope) for envelope in envelopes])
     assert [gate.entered.get_nowait() for _ in envelopes] == envelopes
+
+
+async def test_a_worker_that_is_called_in_vain(running: Start) -> None:
+    """When a busy worker is quicker than the one that was called, that one rests again, and comes the next time."""
+    gate = Gate()
+    gateway = await running("Gate", {"save_workers_size": 2}, Gate=gate.processor)
+    answers = [gateway.process(Envelope())]
+    await gate.entered.get()
+    gate.open.set()  # the first worker goes on in the next turn, before the second, which is called now
+    answers.append(gateway.process(Envelope()))
+    assert all(reply.positive for reply in await asyncio.gather(*answers))
+    gate.open.clear()
+    answers = [gateway.process(Envelope()) for _ in range(2)]
+    for _ in range(3):
+        await gate.entered.get()
+    assert gate.inside == 2
+    gate.open.set()
+    assert all(reply.positive for reply in await asyncio.gather(*answers))
+
+
+async def test_a_worker_that_has_ended_is_not_called(running: Start) -> None:
+    """A worker that somebody has cancelled while it rested does not keep a message from the others."""
+    gateway = await running("HeadersParser", {"save_workers_size": 2})
+    await asyncio.sleep(0)
+    [last] = [task for task in asyncio.all_tasks() if task.get_name() == "worker 2"]
+    last.cancel()
+    await asyncio.wait([last])
+    assert (await gateway.process(Envelope())).positive
 
 
 async def test_full_conveyor(running: Start) -> None:

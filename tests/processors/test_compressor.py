@@ -51,7 +51,7 @@ async def compressed(envelope: Envelope, compression: Compression = "zlib") -> C
     return value
 
 
-@pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 5_000_000])
+@pytest.mark.parametrize("size", [0, 1, 4_000, 5_000, 65_536, 65_537, 5_000_000])
 async def test_the_stream_is_the_whole_message(size: int) -> None:
     """It unpacks to delivery header and message, octet for octet, each time that it is asked for."""
     envelope = Envelope(delivery_header=b"Delivered-To: a@b\r\n", data=os.urandom(size))

@@ -80,6 +80,8 @@ async def test_protocol(changes: dict[str, Any], name: bytes) -> None:
     ("ip", "literal"),
     [
         ("192.0.2.1", b"from client.example.org ([192.0.2.1])\r\n"),
+        ("192.0.2.01", b"from client.example.org\r\n"),
+        ("192.0.2.1\0", b"from client.example.org\r\n"),
         ("2001:db8:0::1", b"from client.example.org ([IPv6:2001:db8::1])\r\n"),
         ("fe80::1%eth0", b"from client.example.org ([IPv6:fe80::1])\r\n"),
         ("", b"from client.example.org\r\n"),
@@ -122,6 +124,21 @@ async def test_date_is_utc() -> None:
     """A date of another zone is written in UTC."""
     moment = datetime(2024, 12, 31, 23, 30, 0, tzinfo=timezone(-timedelta(hours=1)))
     assert b"\tWed, 01 Jan 2025 00:30:00 +0000\r\n" in await write_header(mail(received_at=moment))
+
+
+async def test_each_message_has_its_own_date() -> None:
+    """One Header writes many dates, and each as if it were the first, whether the second is the same or another."""
+
+    async def following() -> Reply:
+        return OK
+
+    header = Header(HeaderConfig(primary_mail_host="mx.example.com"))
+    dates = []
+    for second, microsecond in ((1, 0), (1, 999_999), (2, 0), (1, 0)):
+        envelope = mail(received_at=datetime(2024, 3, 10, 0, 0, second, microsecond, tzinfo=UTC))
+        await header.save_mail(envelope, following)
+        dates.append(envelope.delivery_header.rpartition(b"+0000")[0][-2:-1])
+    assert dates == [b"1", b"1", b"2", b"1"]
 
 
 @pytest.fixture

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Dialect
-from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy import Dialect, Insert
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from tests.stores.sql_databases import EmptyDatabase
 
-from guerrilla.stores.sql_table import BOUND, checked_name, create_statements, insertion, mail_table
+from guerrilla.stores.sql_table import BOUND, DriverInsert, checked_name, create_statements, insertion, mail_table
 
 COLUMNS = (
     "mail_id date from to subject body mail spam_score hash content_type recipient has_attach ip_addr return_path "
@@ -70,6 +71,22 @@ def test_numbered() -> None:
     text = str(statement.compile(dialect=dialect))
     assert text.startswith("INSERT INTO t (x) VALUES ($1, $2, ")
     assert text.endswith(", $14, $14, NOW()::date)")
+
+
+@pytest.mark.parametrize("dialect", [mysql.dialect(), sqlite.dialect()], ids=["mysql", "sqlite"])
+def test_own_statement_as_the_driver_takes_it(dialect: Dialect) -> None:
+    """Every column but the key has one placeholder, and the values of a row are in their order, made fit."""
+    table = mail_table("t")
+    statement = insertion(table, "mysql")
+    assert isinstance(statement, Insert)
+    made = DriverInsert(statement, dialect)
+    names = COLUMNS.split()[1:]
+    marks = ", ".join([("%s" if dialect.name == "mysql" else "?")] * len(names))
+    assert made.text.endswith(f" VALUES ({marks})")
+    row: dict[str, object] = {name: name for name in reversed(names)}
+    row |= {"date": datetime(2024, 2, 3, 4, 5, 6), "spam_score": 0.5, "is_tls": True, "mail": b"m", "ip_addr": b"i"}
+    written = {"date": "2024-02-03 04:05:06.000000"} if dialect.name == "sqlite" else {}
+    assert dict(zip(names, made.values(row), strict=True)) == row | written
 
 
 def test_one_of_both() -> None:

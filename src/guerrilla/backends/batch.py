@@ -1,8 +1,8 @@
 """Group commit: many envelopes, one fsync.
 
-A commit costs a disk write however much it holds. So while one batch commits, the next one fills, and what is ready at
-that moment still comes along; nobody waits for a clock, and nobody is told yes before the commit. The more come at once,
-the larger the batches, the less each one pays.
+A commit costs a disk write however much it holds. So while one batch commits, the next one fills, and what is ready
+then still comes along; nobody waits for a clock, and nobody is told yes before the commit. The more come at once, the
+larger the batches, the less each one pays.
 """
 
 from __future__ import annotations
@@ -150,8 +150,10 @@ class Batcher(Generic[ItemT]):
         if not batch:
             return
         self._committing = batch
-        error = await self._attempt(self._commit, [entry.item for entry in batch])
-        self._committing = ()
+        try:
+            error = await self._attempt(self._commit, [entry.item for entry in batch])
+        finally:
+            self._committing = ()
         refused = isinstance(error, BatchRefusedError)
         if refused and len(batch) > 1:
             middle = len(batch) // 2

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 
 from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, ProcessorConfig, Reply
-from guerrilla.envelope import Address
 
 # RFC 5322 section 3.3. Written out, since strftime speaks the language of the locale.
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -51,8 +50,8 @@ class Header(Processor[HeaderConfig]):
         host = self.config.primary_mail_host
         header = _received(envelope, host, self._date(envelope.received_at))
         if envelope.rcpt_to:
-            delivered_to = Address(user=envelope.rcpt_to[0].user, host=host)
-            header = f"Delivered-To: {_text(str(delivered_to), envelope.smtputf8)}\r\n{header}"
+            delivered_to = envelope.rcpt_to[0].at(host)
+            header = f"Delivered-To: {_text(delivered_to, envelope.smtputf8)}\r\n{header}"
         envelope.delivery_header = header.encode()
         return await call_next()
 

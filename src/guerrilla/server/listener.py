@@ -180,11 +180,12 @@ class Server:
         place = "" if introduced or trusted else remote_ip
         refusal = self._clients.enter(place)
         if refusal is not None:
-            self.witness.refused(self.policy.log, self.name, (remote_ip, remote_port), refusal)
             if self._refusing >= MAX_REFUSALS:
+                self.witness.turned_away(refusal)
                 _turn_away(accepted, refusal)
                 return
             self._refusing += 1
+            self.witness.refused(self.policy.log, self.name, (remote_ip, remote_port), refusal)
         else:
             self.witness.counters.connections_accepted += 1
             self.witness.counters.connections_open += 1

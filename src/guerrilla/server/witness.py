@@ -28,10 +28,14 @@ class Witness:
 
     def refused(self, log: FilteringBoundLogger, server: str, client: tuple[str, int], reply: Reply) -> None:
         """There was no place for a client."""
-        self.counters.connections_refused += 1
-        self.counters.count_reply(reply)
+        self.turned_away(reply)
         log.warning("too many connections", client=client[0], reply=str(reply))
         self._rejected("connection", server, client, reply, "too many connections")
+
+    def turned_away(self, reply: Reply) -> None:
+        """There was no place for a client, nor the time to write it down."""
+        self.counters.connections_refused += 1
+        self.counters.count_reply(reply)
 
     def connected(self, server: str, client: tuple[str, int]) -> None:
         """A client was let in, and is greeted."""

@@ -6,7 +6,7 @@ import socket
 from datetime import UTC
 from ipaddress import ip_address
 
-from guerrilla.envelope import Address, Envelope
+from guerrilla.envelope import Envelope
 from guerrilla.stores.body import body_of, compressed_of
 from guerrilla.stores.sql_table import Row
 
@@ -72,7 +72,7 @@ def _rows(envelope: Envelope, host: str, body: str) -> list[Row]:
     return [
         common
         | {
-            "to": clean(str(Address(recipient.user, host)), 256),
+            "to": clean(recipient.at(host), 256),
             "recipient": clean(str(recipient), 255),
             "hash": clean(key, 32),
             "message_id": clean(message_id or f"{key}.{recipient.user}@{host}", 256),

@@ -32,6 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable, ExecutableDDLElement
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from guerrilla.stores.dsn import Kind, kind_of
 
@@ -148,8 +149,10 @@ class DriverInsert:
         columns = statement.table.c
         names = [column.name for column in columns if not column.primary_key]
         compiled = statement.compile(dialect=dialect, column_keys=names)
+        assert isinstance(compiled, SQLCompiler)
+        order = compiled.positiontup
+        assert order is not None
         self.text = str(compiled)
-        order: list[str] = getattr(compiled, "positiontup", None) or names
         self._values = itemgetter(*order)
         adapt = [columns[name].type.dialect_impl(dialect).bind_processor(dialect) for name in order]
         self._adapt = [(at, each) for at, each in enumerate(adapt) if each is not None]
