@@ -40,6 +40,13 @@ def test_an_address_that_is_written_is_read_as_the_same(user: str) -> None:
     assert parse_path(f"<{address}>".encode()) == (address, b"")
 
 
+def test_the_same_user_at_another_host_is_quoted_where_it_must_be() -> None:
+    assert Address("a.b", "x.org").at("y.org") == "a.b@y.org"
+    assert Address("a b", "x.org").at("y.org") == '"a b"@y.org'
+    assert Address("", "x.org").at("y.org") == '""@y.org'
+    assert Address("postmaster").at("") == "postmaster"
+
+
 def test_the_null_path_has_neither_user_nor_host() -> None:
     assert NULL_PATH.null_path
     assert not Address("a").null_path

@@ -1,4 +1,4 @@
-"""guerrillad, the command line: init, serve, check, processors, schema, schema-sql, cat, version.
+"""guerrillad, the command line: init, serve, check, status, top, reload, processors, schema, schema-sql, cat, version.
 
 Nothing is decided here: the commands read arguments, call the daemon, the registry or the configuration, and print. The
 flags and the names of the default files are those of the Go program.
@@ -27,6 +27,7 @@ from pydantic_core.core_schema import WithDefaultSchema
 from guerrilla.backends.registry import GatewayConfig, ProcessorInfo, Registry
 from guerrilla.cli_check import outside
 from guerrilla.cli_config import ConfigOption, load_configuration, read_configuration
+from guerrilla.cli_control import reload, status, top
 from guerrilla.cli_init import init
 from guerrilla.cli_stores import cat, schema_sql
 from guerrilla.config import AppConfig, ConfigError, Problem, ServerConfig
@@ -168,6 +169,9 @@ def version() -> None:
 
 
 app.command()(init)
+app.command()(status)
+app.command()(top)
+app.command()(reload)
 app.command()(cat)
 app.command()(schema_sql)  # "schema-sql"
 

@@ -72,7 +72,15 @@ def control_path(config: AppConfig) -> Path | None:
         return None
     if config.control_socket:
         return Path(config.control_socket)
-    named_after = os.path.abspath(config.source.path if config.source else ".")
+    return default_path(config.source.path if config.source else None)
+
+
+def default_path(file: str | os.PathLike[str] | None) -> Path:
+    """Return the path for this configuration file, or for the working folder without one, when no other is set.
+
+    Raises as ``control_path`` does.
+    """
+    named_after = os.path.abspath(file or ".")
     digest = hashlib.sha256(os.fsencode(named_after)).hexdigest()
     return _run_folder() / f"guerrillad-{digest[:8]}.sock"
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from guerrilla import systemd
+import guerrilla.systemd as systemd
 from guerrilla.config import AppConfig, ConfigError, Problem
 from guerrilla.control import Control, ControlError, answer_blocking, close_control, control_path, open_control
 from guerrilla.generation import StartError

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
-    from guerrilla.server.limits import Clients
 from tests.server.conftest import Certificate, HouseMaker
+
+from guerrilla.server.limits import Clients
 
 TOO_MANY = b"421 4.3.2 Too many connections, try again later\r\n"
 
