@@ -181,7 +181,8 @@ def test_all_errors_are_told_at_once_each_with_its_line_and_what_was_meant(tmp_p
         "c.json:4: servers[0].tls.cuves: unknown key, did you mean curves?",
         "c.json:5: servers[1].listen_interface: this key is missing",
         "c.json:5: servers[1].max_clients: found 0, meant: 1 or more",
-        'c.json:6: servers[1].trusted_proxies: found "10.0.0.1/8", meant: a network such as "10.0.0.0/8", or an address',
+        'c.json:6: servers[1].trusted_proxies: found "10.0.0.1/8", '
+        'meant: a network such as "10.0.0.0/8", or an address',
         'c.json:8: allowed_hosts: found "a", meant: a list, [ … ]',
         'c.json:9: shutdown_timeout: found 10, meant: a duration such as "10s"',
         "c.json:10: Log_level: unknown key, did you mean log_level?",

@@ -40,8 +40,8 @@ _KEEP_NOTHING = frozenset({"HeadersParser", "Hasher", "Header", "Debugger", "Com
 
 app = typer.Typer(
     help="guerrillad, the inbound mail engine: receives mail by SMTP and runs it down a production line.",
-    epilog="Exit codes: 0 fine; 1 bad configuration, the server could not start, or the message cannot be had; "
-    "2 wrong use of the command line.",
+    epilog="Exit codes: 0 fine; 1 bad configuration, the server could not start or does not answer, or the message "
+    "cannot be had; 2 wrong use of the command line.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

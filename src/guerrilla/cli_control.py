@@ -1,4 +1,4 @@
-"""The commands that speak to a running daemon: ``status`` and ``top`` show its numbers, ``reload`` its configuration anew.
+"""The commands that speak to a running daemon: ``status`` and ``top`` show its numbers, ``reload`` renews its settings.
 
 What comes from the daemon is escaped before it is printed: a name must not be able to move the cursor.
 """
@@ -128,7 +128,7 @@ def _told() -> Iterator[None]:
 
 
 def _reports(path: Path, count: int, ends: Callable[[], bool]) -> Iterator[list[str]]:
-    """Ask again and again, ``count`` times or for ever if that is 0, with ``ends`` in between, which waits and decides."""
+    """Ask again and again, ``count`` times or for ever if that is 0; ``ends`` waits in between, and decides."""
     before: Stats | None = None
     for number in itertools.count(1):
         stats = _stats(path)

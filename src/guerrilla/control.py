@@ -45,6 +45,12 @@ BLOCKING_TIMEOUT: Final = 1.0
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that what is being done for a client has, when the daemon ends."""
 
+ACCEPT_PAUSE: Final = 1.0
+"""Seconds before the next try, when there was no descriptor for a client."""
+
+AsyncAnswer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+"""What gives the answer to a request."""
+
 _MAX_PATH: Final = 107
 _CREDENTIALS: Final = struct.Struct("iII")
 
@@ -197,7 +203,7 @@ def close_control(listening: ControlSocket, path: Path) -> None:
 class Control:
     """Answers what comes in at a control socket, on an event loop. It never raises, and leaves the socket open."""
 
-    def __init__(self, listening: socket.socket, answer: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
+    def __init__(self, listening: socket.socket, answer: AsyncAnswer) -> None:
         self._listening = listening
         self._answer = answer
         self._waiting: set[asyncio.Task[None]] = set()
@@ -236,9 +242,9 @@ class Control:
             connection, _ = self._listening.accept()
         except BlockingIOError:
             return
-        except OSError:  # no descriptor is left: the socket stays readable, so look away for a second
+        except OSError:  # no descriptor is left: the socket stays readable, so look away for a while
             loop.remove_reader(self._listening)
-            self._again = loop.call_later(1.0, self._accepting)
+            self._again = loop.call_later(ACCEPT_PAUSE, self._accepting)
             return
         connection.setblocking(False)
         task = loop.create_task(self._serve(connection))
@@ -358,14 +364,14 @@ def ask(path: Path, command: str, timeout: float) -> dict[str, Any]:
             connection.connect(os.fspath(path))
             connection.sendall(_encode({"command": command}))
             line = _receive(connection, end - time.monotonic(), MAX_ANSWER)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+    except OSError as error:
         raise ControlError(_unanswered(path, error, timeout)) from error
     if not line.endswith(b"\n"):
         raise ControlError(f"guerrillad at {path} ended the connection before its answer was whole")
     return _object(line, f"what came from {path}")
 
 
-def _unanswered(path: Path, error: Exception, timeout: float) -> str:
+def _unanswered(path: Path, error: OSError, timeout: float) -> str:
     match error:
         case FileNotFoundError():
             return (
@@ -378,7 +384,7 @@ def _unanswered(path: Path, error: Exception, timeout: float) -> str:
             return f"permission denied at {path}; meant: the user that guerrillad runs as, or root"
         case TimeoutError() | BlockingIOError():
             return f"guerrillad at {path} gave no answer within {timeout:g} s"
-    return f"cannot ask at {str(path)!a}: {getattr(error, 'strerror', None) or error}"
+    return f"cannot ask at {path}: {error.strerror or error}"
 
 
 def _receive(connection: socket.socket, seconds: float, limit: int) -> bytes:

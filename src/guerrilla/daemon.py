@@ -192,10 +192,7 @@ class Daemon:
     # While it runs.
 
     async def reload_config_file(self, path: str | os.PathLike[str] | None = None) -> None:
-        """Read the file, or the one that the present configuration came from, and let it hold. See ``reload_config``.
-
-        Raises ConfigError too when there is no file to read.
-        """
+        """Read the file, or the one that the present configuration came from, and let it hold: ``reload_config``."""
         if path is None:
             if self.config.source is None:
                 raise ConfigError([Problem("configuration", "it did not come from a file", "meant: a path")])
@@ -324,6 +321,7 @@ class Daemon:
         config = self.config
         if not places(config):
             raise StartError("servers: not one is enabled")
+        self.check(config)  # which also imports what the line needs, while we may read it
         self._opened.callback(self.close_sockets, None)
         self.open_sockets(config)
         self.drop_privileges()

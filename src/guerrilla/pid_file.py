@@ -20,7 +20,7 @@ class PidFile:
         if not path:
             return
         try:
-            Path(path).write_text(f"{os.getpid()}\n", encoding="ascii")
+            Path(path).write_bytes(b"%d\n" % os.getpid())
         except OSError as error:
             log.warning("cannot write the pid file", pid_file=path, cause=error.strerror)
             return
@@ -31,6 +31,6 @@ class PidFile:
         path, self._path = self._path, ""
         if not path:
             return
-        with contextlib.suppress(OSError, ValueError):
-            if Path(path).read_text(encoding="ascii").strip() == str(os.getpid()):
+        with contextlib.suppress(OSError):
+            if Path(path).read_bytes().strip() == b"%d" % os.getpid():
                 Path(path).unlink()

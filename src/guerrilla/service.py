@@ -112,14 +112,14 @@ def run(
 
 @contextlib.contextmanager
 def _control(daemon: Served, *, wanted: bool) -> Iterator[socket.socket | None]:
-    path = control_path(daemon.config) if wanted else None
-    if path is None:
+    try:
+        path = control_path(daemon.config) if wanted else None
+        listening = open_control(path) if path is not None else None
+    except ControlError as error:
+        raise StartError(f"control_socket: {error}") from error
+    if path is None or listening is None:
         yield None
         return
-    try:
-        listening = open_control(path)
-    except (ControlError, OSError) as error:
-        raise StartError(f"control_socket: {error}") from error
     try:
         yield listening
     finally:
@@ -190,6 +190,7 @@ def _supervise(house: _House[ServedT]) -> None:
             work=lambda share, channel: _work(daemon, share, channel),
             read_config=house.read,
             heartbeat=heartbeat,
+            on_reload=lambda begins: house.notifier.reloading() if begins else house.notifier.ready(),
         )
 
         def answer(request: Mapping[str, Any]) -> dict[str, Any]:

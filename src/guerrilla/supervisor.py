@@ -112,12 +112,14 @@ class Supervisor:
         work: Callable[[Share, socket.socket], int],
         read_config: Callable[[], AppConfig],
         heartbeat: Callable[[], None] = lambda: None,
+        on_reload: Callable[[bool], None] = lambda begins: None,
     ) -> None:
         self._daemon = daemon
         self._count = count
         self._work = work
         self._read_config = read_config
         self._heartbeat = heartbeat
+        self._on_reload = on_reload
         self._control: socket.socket | None = None
         self._answer: Callable[[], None] = lambda: None
         self._asked = False
@@ -220,6 +222,7 @@ class Supervisor:
         When the first new process cannot be started, all stays as it was. Raises ConfigError or StartError then.
         """
         log, old = self._daemon.log, self._daemon.config
+        self._on_reload(True)
         try:
             self._take_over(self._read_config())
         except (ConfigError, StartError) as error:
@@ -228,6 +231,8 @@ class Supervisor:
             for line in str(error).splitlines():
                 log.error("the configuration stays as it was", problem=line)
             raise
+        finally:
+            self._on_reload(False)
         log.info("the configuration was reloaded", processes=len(self._staying()))
 
     def _take_over(self, config: AppConfig) -> None:

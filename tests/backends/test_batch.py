@@ -266,6 +266,22 @@ def test_an_interrupt_ends_the_program() -> None:
 # Cancelled
 
 
+async def test_cut_short_again_and_again() -> None:
+    """Commits that nobody waits for any more are cut short, one after the other, and the next one is as any other."""
+    store = Store(max_items=1)
+    tasks = store.add(1, 2, 3)
+    for item in (1, 2):
+        assert (await store.commits.get()).items == [item]
+        tasks[item - 1].cancel()
+        undo = await store.undos.get()
+        assert undo.items == [item]
+        undo.done()
+    commit = await store.commits.get()
+    commit.done()
+    assert [type(error) for error in await ended(*tasks)] == [asyncio.CancelledError] * 2 + [type(None)]
+    await store.close()
+
+
 def test_end_of_the_event_loop() -> None:
     """When the event loop ends while a batch commits, the commit ends, and nothing is begun any more."""
     ends: list[str] = []
@@ -278,14 +294,15 @@ def test_end_of_the_event_loop() -> None:
             ends.append("end")
 
     async def main() -> None:
-        batcher = Batcher(commit, Undone(), on_error=unexpected, max_items=1)
+        batcher = Batcher(commit, undone, on_error=unexpected, max_items=1)
         adding.extend(asyncio.create_task(batcher.add(item)) for item in (1, 2))
         while not ends:
             await asyncio.sleep(0)
 
     adding: list[asyncio.Task[None]] = []
+    undone = Undone()
     asyncio.run(main())
-    assert ends == ["commit [1]", "end"]
+    assert (ends, undone.items) == (["commit [1]", "end"], [])
     assert all(task.cancelled() for task in adding)
 
 

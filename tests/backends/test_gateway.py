@@ -270,6 +270,18 @@ async def test_stamps(running: Start) -> None:
     assert before <= envelope.received_at <= datetime.now(UTC)
 
 
+async def test_ids_of_a_child_are_not_its_parent_s(built: Build) -> None:
+    """A gateway that was made before the process was doubled makes other ids in each: it begins anew when it starts."""
+    gateway = built("HeadersParser")
+    envelopes = [Envelope(), Envelope()]
+    await gateway.process(envelopes[0])
+    await gateway.initialize()
+    await gateway.start()
+    await gateway.process(envelopes[1])
+    await gateway.shutdown()
+    assert envelopes[0].queued_id[12:24] != envelopes[1].queued_id[12:24]
+
+
 async def test_ids_sort_by_age_and_are_no_other_gateway_s(running: Start) -> None:
     """Queue ids of one gateway sort in the order of submission; those of two, which start anew, never meet."""
     ids = []

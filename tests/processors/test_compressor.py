@@ -61,6 +61,11 @@ async def test_the_stream_is_the_whole_message(size: int) -> None:
     assert await value.data() == first
 
 
+async def test_what_comes_again_far_behind_is_seen() -> None:
+    """Only a short message has a small window: of a longer one, a second half that is like the first costs little."""
+    assert len(await (await compressed(Envelope(data=os.urandom(8_000) * 2))).data()) < 9_000
+
+
 async def test_a_memory_map_is_compressed() -> None:
     """A message on disk gives the same stream as one in memory."""
     octets = b"\0\xff line\r\n" * 50_000

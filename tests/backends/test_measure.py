@@ -1,0 +1,56 @@
+"""Each processor of the line is counted and timed, whatever it does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from guerrilla.backends.base import Process, Task
+from guerrilla.backends.measure import measured
+from guerrilla.backends.registry import Registry
+from guerrilla.envelope import Envelope
+from guerrilla.smtp.replies import LOCAL_ERROR, Reply
+from guerrilla.stats import Counters, ProcessorCounters
+
+
+async def run(answer: object) -> ProcessorCounters:
+    """Call a processor that answers so, or raises it, and return what was counted."""
+
+    def decorator(following: Process) -> Process:
+        async def process(envelope: Envelope, task: Task) -> Reply:
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer  # type: ignore[return-value]
+
+        return process
+
+    async def end(envelope: Envelope, task: Task) -> Reply:
+        return LOCAL_ERROR
+
+    counters = ProcessorCounters()
+    with contextlib.suppress(ValueError, asyncio.CancelledError):
+        await measured(decorator, counters)(end)(Envelope(), Task.SAVE_MAIL)
+    return counters
+
+
+@pytest.mark.parametrize(
+    ("answer", "errors"),
+    [(Reply(250), 0), (Reply(550), 0), (ValueError(), 1), (asyncio.CancelledError(), 1), ("no reply", 1)],
+)
+async def test_a_call_is_counted_and_what_is_no_reply_is_an_error(answer: object, errors: int) -> None:
+    counters = await run(answer)
+    assert sum(counters.latencies.counts) == 1
+    assert counters.errors == errors
+
+
+async def test_a_line_counts_for_each_of_its_processors_by_its_name() -> None:
+    counters = Counters()
+    line = Registry().build({"save_process": "HeadersParser|Hasher"}, counters)
+    await line.save(Envelope(), Task.SAVE_MAIL)
+    await line.save(Envelope(), Task.SAVE_MAIL)
+    assert {name: sum(each.latencies.counts) for name, each in counters.processors.items()} == {
+        "HeadersParser": 2,
+        "Hasher": 2,
+    }
