@@ -40,7 +40,7 @@ bench-quick: $(VENV)/.installed-dev  ## The same, once and less of it, in about 
 bench-stores: $(VENV)/.installed-dev  ## The same for each store, beside what the disk alone would allow
 	scripts/install-debian-packages tests/debian-packages.txt
 	scripts/install-debian-packages benchmarks/debian-packages.txt
-	$(BIN)/python -m benchmarks.stores --rounds 3 --messages 5000
+	$(BIN)/python -m benchmarks.stores
 
 lock: $(VENV)/.installed-dev  ## Resolve the versions that development is done with anew
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv

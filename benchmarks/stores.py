@@ -9,44 +9,31 @@ file.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from benchmarks.throughput import (
-    CONNECTIONS,
-    GUERRILLAD,
-    INSTALL,
-    KINDS,
-    SIZE,
-    WARM_UP,
-    BenchmarkError,
-    Figure,
-    Server,
-    arguments,
-    row,
-    send,
-)
+from benchmarks.clients import CONNECTIONS, SIZE, by_smtp_source
+from benchmarks.measure import PER_CPU, PER_SECOND, Figure, Spread
+from benchmarks.servers import CHAIN, INSTALL, STORE, BenchmarkError, guerrilla
 from tests.private_servers import DatabaseServer, MariaDB, PostgreSQL, RedisServer
-from tests.private_servers.process import ProgramMissingError, find_program
+from tests.private_servers.process import ProgramMissingError
 
 Settings = Mapping[str, object]
 """Keys of ``backend_config``."""
 
 SYNC_SECONDS = 1.0
 """How long the disk alone is measured, once before each measurement."""
+MOST_MESSAGES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,81 +106,66 @@ def in_file(_: Path) -> Settings:
 
 
 def in_maildir(folder: Path) -> Settings:
-    """Make the Maildir of the recipient of `send`."""
+    """Make the Maildir of the recipient of `smtp_source`."""
     (folder / "mail/recipient/Maildir").mkdir(parents=True)
     return {"maildir_path": f"{folder}/mail/[user]/Maildir"}
 
 
 def stores(mariadb: MariaDB, postgres: PostgreSQL, redis: RedisServer) -> dict[str, Store]:
     """Return the lines of the table."""
-    line = "HeadersParser|Hasher|Header"
-    rows = f"{line}|Sql"
     both = partial(in_redis_and_database, redis, mariadb, "mysql")
     return {
-        "MariaDB + Redis": Store(f"{line}|Compressor|Redis|Sql", both, partial(appended, files=2)),
-        "MariaDB": Store(rows, partial(in_database, mariadb, "mysql"), appended),
-        "PostgreSQL": Store(rows, partial(in_database, postgres, "postgres"), appended),
-        "SQLite": Store(rows, in_file, appended),
-        "MailDir": Store(f"{line}|MailDir", in_maildir, delivered),
+        "MariaDB + Redis": Store(f"{CHAIN}|Compressor|Redis|Sql", both, partial(appended, files=2)),
+        "MariaDB": Store(STORE, partial(in_database, mariadb, "mysql"), appended),
+        "PostgreSQL": Store(STORE, partial(in_database, postgres, "postgres"), appended),
+        "SQLite": Store(STORE, in_file, appended),
+        "MailDir": Store(f"{CHAIN}|MailDir", in_maildir, delivered),
     }
 
 
-@contextmanager
-def running(store: Store) -> Iterator[Server]:
-    """Run a daemon in a folder of its own, all settings but the store's at their defaults."""
+def measure(store: Store, messages: int) -> tuple[float, Figure]:
+    """Measure the disk, then start a server, warm it up, and measure it."""
     with tempfile.TemporaryDirectory(prefix="guerrilla-") as name:
         folder = Path(name)
-        configuration = {
-            "servers": [{"listen_interface": "127.0.0.1:0"}],
-            "allowed_hosts": ["."],
-            "log_file": "guerrilla.log",
-            "pid_file": "guerrillad.pid",
-            "backend_config": {"save_process": store.chain, **store.prepare(folder)},
-        }
-        (folder / "conf.json").write_text(json.dumps(configuration))
-        command = [GUERRILLAD, "serve", "-c", "conf.json"]
-        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            try:
-                for said in process.stdout:
-                    if match := re.search(r"receiving on 127\.0\.0\.1:([0-9]+)", said):
-                        yield Server(process.pid, int(match[1]), folder / "guerrilla.log")
-                        return
-                raise BenchmarkError("guerrillad did not start")
-            finally:
-                process.terminate()
-
-
-def measure(smtp_source: str, store: Store, messages: int) -> tuple[float, Figure]:
-    """Measure the disk, then start a server, warm it up, and measure it."""
-    with tempfile.TemporaryDirectory(prefix="guerrilla-") as folder:
-        disk = store.disk(Path(folder))
-    options = KINDS["kept connections"]
-    with running(store) as server:
-        send(smtp_source, server, WARM_UP, options)
-        cpu, start = server.cpu_seconds(), time.perf_counter()
-        send(smtp_source, server, messages, options)
-        seconds, cpu = time.perf_counter() - start, server.cpu_seconds() - cpu
-        if server.kept() != WARM_UP + messages:
-            raise BenchmarkError(f"of {WARM_UP + messages} messages the server kept {server.kept()}")
-    return disk, Figure(messages, seconds, cpu)
+        disk = store.disk(folder)
+        with guerrilla(store.chain, backend=store.prepare(folder)) as server:
+            return disk, by_smtp_source(server, messages)
 
 
 NAMES = ("MariaDB + Redis", "MariaDB", "PostgreSQL", "SQLite", "MailDir")
 
 
-def main() -> None:
-    """Measure, and print the table."""
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--store", action="append", choices=NAMES, help="only this one; may be given several times")
-    options = arguments(parser)
+    parser.add_argument("--messages", type=int, default=5_000, help="in one round (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each store, interleaved (%(default)s)")
+    parser.add_argument("--quick", action="store_true", help="2,000 messages, one round")
+    parser.add_argument("--folder", help="where logs and databases are put and removed again (the system's /tmp)")
+    options = parser.parse_args()
+    if options.quick:
+        options.messages, options.rounds = 2_000, 1
+    if not 1 <= options.messages <= MOST_MESSAGES or not 1 <= options.rounds <= 100:
+        parser.error(f"meant: 1 to {MOST_MESSAGES} messages, 1 to 100 rounds")
+    return options
+
+
+def whole(values: Sequence[float]) -> str:
+    """Write the median, and in brackets the least and the most, as whole numbers."""
+    spread = Spread.of(values)
+    return f"{spread.median:,.0f} ({spread.least:,.0f}–{spread.most:,.0f})"
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    options = arguments()
     wanted = options.store or NAMES
     if options.folder:
         tempfile.tempdir = options.folder  # where the databases' servers put their folders, too
     disks: dict[str, list[float]] = defaultdict(list)
     figures: dict[str, list[Figure]] = defaultdict(list)
     try:
-        smtp_source = find_program("smtp-source", "postfix")
         with closing(MariaDB()) as mariadb, closing(PostgreSQL()) as postgres, closing(RedisServer()) as redis:
             for server in (mariadb, postgres, redis):
                 if any(type(server).__name__.removesuffix("Server") in name for name in wanted):
@@ -202,7 +174,7 @@ def main() -> None:
             for _ in range(options.rounds):
                 for name in wanted:
                     store = chosen[name]
-                    disk, figure = measure(smtp_source, store, options.messages)
+                    disk, figure = measure(store, options.messages)
                     disks[name].append(disk)
                     figures[name].append(figure)
     except ProgramMissingError as error:
@@ -213,10 +185,10 @@ def main() -> None:
     print(f"{CONNECTIONS} connections, {SIZE} octets, {options.messages:,} messages, rounds: {options.rounds}")
     print(f"Python {platform.python_version()}, {os.cpu_count()} processors, folder {tempfile.gettempdir()}")
     print()
-    print(f"{'store':<16}{'disk alone':<20}{'messages per second':<28}messages per CPU-second")
+    print(f"{'store':<16}{'disk alone':<24}{'messages per second':<28}messages per CPU-second")
     for name, measured in figures.items():
-        alone = disks[name]
-        print(row(name, f"{statistics.median(alone):,.0f} ({min(alone):,.0f}–{max(alone):,.0f})", measured))
+        rates = [whole([figure.rates[metric] for figure in measured]) for metric in (PER_SECOND, PER_CPU)]
+        print(f"{name:<16}{whole(disks[name]):<24}{rates[0]:<28}{rates[1]}")
 
 
 if __name__ == "__main__":

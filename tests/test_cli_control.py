@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import pty
 import re
 import signal
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -237,39 +239,43 @@ class Terminal:
         os.close(self.ours)
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+@contextlib.contextmanager
+def at_a_terminal() -> Iterator[Terminal]:
+    """Sit at a terminal. No fixture: between one and its test, pytest sets the streams anew."""
     opened = Terminal()
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(opened.theirs, write_through=True))
-    monkeypatch.setattr(sys, "stdin", sys.stdout)
-    yield opened
-    monkeypatch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TERM", "xterm")
+        patch.setattr(sys, "stdout", io.TextIOWrapper(opened.theirs, write_through=True))
+        patch.setattr(sys, "stdin", sys.stdout)
+        yield opened
     opened.close()
 
 
-def test_top_shows_it_live_until_q_is_pressed(terminal: Terminal) -> None:
+def test_top_shows_it_live_until_q_is_pressed() -> None:
     wild = replace(some_stats(), processors={"[red]x[/red]\x1b[2J": ProcessorStats()})
+    asked: list[object] = []
 
-    def press() -> None:
-        terminal.wait_for(b"q ends")
-        os.write(terminal.ours, b"xq")
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        asked.append(request)
+        if len(asked) == 2:
+            os.write(terminal.ours, b"xq")
+        return {"ok": True, "stats": wild.as_dict()}
 
-    with answering(default_path(None), telling(wild)):
-        pressing = threading.Thread(target=press)
-        pressing.start()
-        cli_control.top(interval=0.1)
-        pressing.join(20)
-    terminal.wait_for(b"\x1b[?1049l")
+    with at_a_terminal() as terminal, answering(default_path(None), answer):
+        before = termios.tcgetattr(terminal.theirs)
+        cli_control.top(count=100, interval=0.1)
+        assert termios.tcgetattr(terminal.theirs) == before
+        terminal.wait_for(b"\x1b[?1049l")
+    assert len(asked) < 100
     assert b"[red]x[/red]\\x1b[2J" in terminal.output
     assert b"2 open, 7 accepted" in terminal.output
 
 
-def test_top_needs_no_keyboard(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    with answering(default_path(None), telling(some_stats())), open(os.devnull) as nothing:
-        monkeypatch.setattr(sys, "stdin", nothing)
+def test_top_needs_no_keyboard() -> None:
+    with at_a_terminal() as terminal, answering(default_path(None), telling(some_stats())), open(os.devnull) as nothing:
+        sys.stdin = nothing
         cli_control.top(count=2, interval=0.1)
-    terminal.wait_for(b"q ends")
+        terminal.wait_for(b"q ends")
 
 
 # What is printed

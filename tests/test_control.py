@@ -267,8 +267,8 @@ def test_a_socket_that_nobody_listens_at_is_told(path: Path) -> None:
 
 
 def test_a_path_that_is_none_is_told(run_folder: Path) -> None:
-    with pytest.raises(ControlError, match=r"cannot ask at .*: embedded null"):
-        ask(Path("a\0b"), "stats", DEADLINE)
+    with pytest.raises(ControlError, match=r"cannot ask at .*: AF_UNIX path too long"):
+        ask(run_folder / ("x" * 108), "stats", DEADLINE)
     (run_folder / "file").touch()
     with pytest.raises(ControlError, match=r"cannot ask at .*: Not a directory"):
         ask(run_folder / "file" / "c.sock", "stats", DEADLINE)

@@ -38,6 +38,7 @@ LONGEST_PAUSE: Final = 5.0
 """Seconds between two attempts to replace a process, at most."""
 PATIENCE: Final = 60.0
 """Seconds beyond ``shutdown_timeout`` that a process may take to end, before it is killed."""
+_ENDING: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 _SERVERS: Final = 64
 _TICK: Final = 1.0
 _MAX_WORD: Final = 65536
@@ -177,7 +178,7 @@ class Supervisor:
         waking, wakeup = socket.socketpair()
         for each in (waking, wakeup):
             each.setblocking(False)
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD)
+        numbers = (*_ENDING, signal.SIGHUP, signal.SIGUSR1)
         before = {number: signal.signal(number, lambda number, _: self._signals.append(number)) for number in numbers}
         old_descriptor = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
 
@@ -199,7 +200,7 @@ class Supervisor:
         """Do what the signals that have come mean."""
         signals, self._signals = self._signals, []
         for number in signals:
-            if number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            if number in _ENDING:
                 if self._ending:
                     self._tell(self._children, HURRY)
                 self._ending = True
@@ -345,13 +346,12 @@ class Supervisor:
         """Return when the process receives mail. Raises StartError, with what it said, if it does not."""
         deadline = time.monotonic() + START_TIMEOUT
         while child in self._children and not child.ready and not child.error and time.monotonic() < deadline:
+            if not _ENDING.isdisjoint(self._signals):
+                return  # nobody waits for it any more
             self._turn()
-            if any(number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT) for number in self._signals):
-                break
-        if child.ready or (self._signals and not child.error):
-            return
-        self._leave(child)
-        raise StartError(child.error or "a process does not start")
+        if not child.ready:
+            self._leave(child)
+            raise StartError(child.error or "a process does not start")
 
     def _turn(self) -> None:
         """Wait for something to happen, for a moment, and hear what it is."""

@@ -9,6 +9,7 @@ import pytest
 
 from guerrilla.backends.base import Process, Task
 from guerrilla.backends.measure import measured
+from guerrilla.backends.processor import stack
 from guerrilla.backends.registry import Registry
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import LOCAL_ERROR, Reply
@@ -54,3 +55,24 @@ async def test_a_line_counts_for_each_of_its_processors_by_its_name() -> None:
         "HeadersParser": 2,
         "Hasher": 2,
     }
+
+
+async def test_the_time_of_those_that_follow_is_not_a_processors_own() -> None:
+    first, second = ProcessorCounters(), ProcessorCounters()
+
+    def passes_on(following: Process) -> Process:
+        return lambda envelope, task: following(envelope, task)
+
+    def takes_its_time(following: Process) -> Process:
+        async def process(envelope: Envelope, task: Task) -> Reply:
+            loop = asyncio.get_running_loop()
+            done = loop.create_future()
+            loop.call_later(0.05, done.set_result, None)
+            await done
+            return LOCAL_ERROR
+
+        return process
+
+    line = stack([measured(passes_on, first), measured(takes_its_time, second)])
+    await line(Envelope(), Task.SAVE_MAIL)
+    assert first.latencies.seconds < second.latencies.seconds

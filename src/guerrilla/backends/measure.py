@@ -13,7 +13,7 @@ from guerrilla.stats import ProcessorCounters
 def measured(decorator: Decorator, counters: ProcessorCounters) -> Decorator:
     """Return the decorator with a watch around it.
 
-    The time of a processor is that from its call to its answer, so all that follows it in the line is included.
+    The time of a processor is that from its call to its answer, without the time of those that follow it in the line.
     """
 
     def decorate(following: Process) -> Process:
@@ -22,13 +22,16 @@ def measured(decorator: Decorator, counters: ProcessorCounters) -> Decorator:
 
         async def measure(envelope: Envelope, task: Task) -> Reply:
             began = clock()
+            envelope.spent_below = 0.0
             fine = False
             try:
                 reply = await process(envelope, task)
                 fine = isinstance(reply, Reply)
                 return reply
             finally:
-                counters.latencies.add(clock() - began)
+                spent = clock() - began
+                counters.latencies.add(max(0.0, spent - envelope.spent_below))
+                envelope.spent_below = spent
                 if not fine:
                     counters.errors += 1
 
