@@ -28,7 +28,7 @@ def machine(extent: Extent) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "processor": processor(Path("/proc/cpuinfo").read_text()),
         "processors": os.cpu_count(),
-        "load": os.getloadavg()[0],
+        "load": round(os.getloadavg()[0], 1),
     }
 
 

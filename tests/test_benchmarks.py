@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from benchmarks import latency
 from benchmarks.__main__ import PANELS, everything
 from benchmarks.clients import idle, load
 from benchmarks.goals import GOALS, verdicts
@@ -106,6 +107,16 @@ def test_a_goal_that_is_a_bound_from_above_is_met_below_it() -> None:
     key = Key("idle", "guerrilla", "octets of memory a connection")
     assert [verdict.met for verdict in verdicts(Results({key: [3_999.0]}))] == [True]
     assert [verdict.met for verdict in verdicts(Results({key: [4_001.0]}))] == [False]
+
+
+def test_a_waiting_time_counts_only_where_the_client_has_kept_pace() -> None:
+    def judged(begun: float) -> list[bool]:
+        numbers = {latency.MEDIAN: [0.5], latency.RATE: [begun], latency.WANTED: [1000.0]}
+        found = Results({Key("latency", "guerrilla", metric): values for metric, values in numbers.items()})
+        return [verdict.met for verdict in verdicts(found)]
+
+    assert judged(begun=950.0) == [True]
+    assert judged(begun=850.0) == []
 
 
 # What is written.

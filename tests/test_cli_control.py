@@ -115,7 +115,7 @@ def test_a_configuration_that_is_being_edited_does_not_hide_the_daemon(folder: P
         assert run("status").exit_code == 0
     result = run("status")
     assert result.exit_code == 1
-    assert result.stderr.startswith("guerrilla.toml:1: ")
+    assert result.stderr.startswith("guerrilla.toml: line 1, ")
 
 
 def test_without_a_socket_there_is_nobody_to_ask(folder: Path) -> None:
@@ -213,7 +213,7 @@ class Terminal:
 
     def __init__(self) -> None:
         self.ours, theirs = pty.openpty()
-        self.theirs = open(theirs, "r+b", buffering=0)  # noqa: SIM115
+        self.theirs = io.TextIOWrapper(io.FileIO(theirs, "r+"), write_through=True)
         self.output = b""
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read)
@@ -245,10 +245,12 @@ def at_a_terminal() -> Iterator[Terminal]:
     opened = Terminal()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TERM", "xterm")
-        patch.setattr(sys, "stdout", io.TextIOWrapper(opened.theirs, write_through=True))
-        patch.setattr(sys, "stdin", sys.stdout)
-        yield opened
-    opened.close()
+        patch.setattr(sys, "stdout", opened.theirs)
+        patch.setattr(sys, "stdin", opened.theirs)
+        try:
+            yield opened
+        finally:
+            opened.close()
 
 
 def test_top_shows_it_live_until_q_is_pressed() -> None:

@@ -237,17 +237,28 @@ async def connected(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWri
 
 
 async def test_beyond_the_most_connections_clients_wait(listening: ControlSocket, path: Path) -> None:
-    async with asyncio.timeout(DEADLINE), controlled(listening, echo_soon):
-        idle = [await connected(path) for _ in range(MAX_CONNECTIONS)]
-        reader, writer = await connected(path)
-        writer.write(b"{}\n")
-        idle[0][1].write(b"{}\n")
-        assert await idle[0][0].readline()  # all that was to be accepted by now has been
-        writer_of_the_first = idle[0][1]
-        writer_of_the_first.close()
-        assert json.loads(await reader.readline())["ok"]
-        for _, each in [*idle, (reader, writer)]:
-            each.close()
+    begun, all_begun, go_on = 0, asyncio.Event(), asyncio.Event()
+
+    async def work(request: dict[str, Any]) -> dict[str, Any]:
+        nonlocal begun
+        begun += 1
+        if begun == MAX_CONNECTIONS:
+            all_begun.set()
+        await go_on.wait()
+        return {"ok": True}
+
+    async with asyncio.timeout(DEADLINE), controlled(listening, work):
+        clients = [await connected(path) for _ in range(MAX_CONNECTIONS + 1)]
+        for _, writer in clients:
+            writer.write(b"{}\n")
+        await all_begun.wait()
+        for _ in range(50):  # turns of the loop, in which the last one would have been accepted and read
+            await asyncio.sleep(0)
+        assert begun == MAX_CONNECTIONS
+        go_on.set()
+        for reader, writer in clients:
+            assert json.loads(await reader.readline())["ok"]
+            writer.close()
 
 
 async def test_a_client_that_sends_nothing_is_left_after_a_while(

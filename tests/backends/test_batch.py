@@ -430,6 +430,17 @@ async def test_cancelled_alone_and_refused() -> None:
     assert undone.items == []
 
 
+async def test_cancelled_in_the_moment_of_the_refusal() -> None:
+    """What is cancelled when the refusal is there already has not been kept either: there is nothing to undo."""
+    store = Store()
+    tasks = store.add(1)
+    commit = await store.commits.get()
+    commit.answer.set_exception(BatchRefusedError())
+    tasks[0].cancel()
+    assert [type(error) for error in await ended(*tasks)] == [asyncio.CancelledError]
+    await store.close()
+
+
 async def test_cancelled_between_the_halves() -> None:
     """What is cancelled while the other half of its batch is tried is not tried itself."""
     store = Store()

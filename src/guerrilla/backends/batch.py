@@ -160,12 +160,13 @@ class Batcher(Generic[ItemT]):
             await self._settle([entry for entry in batch[:middle] if not entry.outcome.done()])
             await self._settle([entry for entry in batch[middle:] if not entry.outcome.done()])
             return
+        if not refused:
+            # A commit that was cut short, or lost its connection, may have been done all the same.
+            self._unwanted += [entry.item for entry in batch if entry.outcome.cancelled()]
         for entry in batch:
             if entry.outcome.cancelled():
-                # A commit that was cut short, or lost its connection, may have been done all the same.
-                if not refused:
-                    self._unwanted.append(entry.item)
-            elif error is None:
+                continue
+            if error is None:
                 entry.outcome.set_result(None)
             else:
                 entry.outcome.set_exception(error)

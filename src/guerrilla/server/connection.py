@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import inspect
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from guerrilla.envelope import Envelope, TLSInfo
@@ -340,7 +341,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _ask(self, question: Callable[[Envelope], Awaitable[Reply]], envelope: Envelope, *, log: bool) -> None:
         """Put a question to the backend; ``_answered`` is called once it has an answer."""
-        self._asked_at = self._loop.time()
+        self._asked_at = perf_counter()  # the loop's clock stands still while a callback runs
         answer: asyncio.Future[Any]
         try:
             promise = question(envelope)
@@ -371,7 +372,7 @@ class Connection(asyncio.BufferedProtocol):
                 reply = LOCAL_ERROR
         if log:
             self._kept += reply.positive
-            seconds = self._loop.time() - self._asked_at
+            seconds = perf_counter() - self._asked_at
             self._server.witness.message(self._policy.log, envelope, len(envelope.data), reply, seconds)
         elif not reply.positive:
             self._server.witness.recipient_refused(envelope, envelope.rcpt_to[-1], reply)
