@@ -2,7 +2,8 @@
 // Keeps a message in a file of its own, once: FastCGI can promise no more than that a message comes at least once, and
 // a second time it comes with another trace header.
 
-if (!isset($_POST['body'])) {
+// PHP runs the script also when the message ends too early, because its sender has given up meanwhile.
+if (!isset($_POST['body']) || strlen(file_get_contents('php://input')) !== (int) $_SERVER['CONTENT_LENGTH']) {
     http_response_code(500);
     exit;
 }

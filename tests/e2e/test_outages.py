@@ -26,7 +26,7 @@ from redis import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from tests.e2e.messages import id_of, recipients_of, some
-from tests.e2e.outbox import Outbox
+from tests.e2e.outbox import PATIENCE_SECONDS, Outbox
 from tests.private_servers import DatabaseServer, MariaDB, PhpFpm, PostgreSQL, PrivateServer, RedisServer
 
 if TYPE_CHECKING:
@@ -150,10 +150,11 @@ async def load(daemon: RunningDaemon, outages: Sequence[Outage]) -> Outbox:
             await outbox.accepts(MESSAGES * number // (len(outages) + 1))
             await happen(outbox)
 
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.timeout(PATIENCE_SECONDS), asyncio.TaskGroup() as group:
         group.create_task(go_wrong())
         group.create_task(outbox.empty())
-    assert await asyncio.to_thread(daemon.stop) == 0, daemon.errors
+    daemon.process.terminate()
+    assert await asyncio.to_thread(daemon.process.wait, PATIENCE_SECONDS) == 0, daemon.errors
     return outbox
 
 

@@ -34,6 +34,8 @@ from guerrilla.smtp.replies import (
 
 GRACE: Final = 5.0
 """Seconds beyond its time limit that a cancelled processor may take to end."""
+CLOSING: Final = 30.0
+"""Seconds that a processor's shutdown may take before it is given up, so that the others have theirs."""
 CONVEYOR_CAPACITY: Final = 10_000
 """Submissions that may wait for a worker; the next one is told that we are too busy."""
 
@@ -297,6 +299,7 @@ class Gateway:
             self._opened -= 1
             name, processor = self._line.processors[self._opened]
             try:
-                await processor.shutdown()
+                async with asyncio.timeout(CLOSING):
+                    await processor.shutdown()
             except Exception:
                 self._log.exception("processor failed to shut down", processor=name)

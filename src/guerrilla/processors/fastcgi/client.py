@@ -88,6 +88,14 @@ class Connection(asyncio.Protocol):
         """Close at once; what was not yet sent is not sent."""
         self._transport.abort()
 
+    def forget(self) -> None:
+        """Give it up while it is being made: of such a connection uvloop does not always tell that it is lost."""
+        if self in self._connections:
+            self.abort()
+            self._timer.cancel()
+            self._connections.discard(self)
+        self.lost.set()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
         self._connections.add(self)
@@ -210,7 +218,12 @@ class Client:
                 self._put_back(connection)
 
     async def _open(self) -> Connection:
-        _, connection = await self._connect(lambda: Connection(self._connections, self._lifetime))
+        connection = Connection(self._connections, self._lifetime)
+        try:
+            await self._connect(lambda: connection)
+        except BaseException:
+            connection.forget()
+            raise
         return connection
 
     def _take(self) -> Connection | None:
