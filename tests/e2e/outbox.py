@@ -78,7 +78,10 @@ class Outbox:
                 client = Connection(connected)
                 assert await client.code() == 220
                 await client.send(b"EHLO client.test\r\n")
-                assert await client.code() == 250
+                code = await client.code()
+                if code == 421:  # a process that drains; another one accepts
+                    continue
+                assert code == 250
                 await self._talk(client, send)
 
     async def _talk(self, client: Connection, send: Send) -> None:
