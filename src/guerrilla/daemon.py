@@ -26,7 +26,7 @@ from guerrilla.descriptors import raise_descriptor_limit
 from guerrilla.doors import Doors
 from guerrilla.event_bus import EventBus
 from guerrilla.events import Event, LogFileReopened, ServerLogFileReopened
-from guerrilla.generation import Generation, Place, StartError, places
+from guerrilla.generation import Generation, Place, StartError, forget_log, log_only, places
 from guerrilla.loop_lag import LoopLag
 from guerrilla.pid_file import PidFile
 from guerrilla.server.limits import Memory
@@ -36,7 +36,6 @@ from guerrilla.stats import Counters, Stats
 from guerrilla.supervisor import Share
 
 __all__ = ["Daemon", "StartError"]
-
 
 PUBLISH_EVERY: Final = 1.0
 """Seconds after which the other processes know of what happened in this one."""
@@ -325,6 +324,7 @@ class Daemon:
         self._opened.callback(self.close_sockets, None)
         self.open_sockets(config)
         self.drop_privileges()
+        forget_log(self._generation)  # the supervisor's, in one of several processes
         generation = self._generation = Generation(config, backend=self._given_backend, log=self._given_log)
         self._opened.push_async_callback(self._close_generation)
         self._events.start(generation.log)
@@ -361,14 +361,18 @@ class Daemon:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Have a log and a pid file without receiving mail: for the process that watches over those that do."""
-        self._generation = Generation(self.config, log=self._given_log)
         try:
-            self._pid_file.write(self.config.pid_file, self.log)
+            self.watch()
             yield
         finally:
             self._pid_file.remove()
-            self._generation.close_logs()
+            forget_log(self._generation)
             self._generation = None
+
+    def watch(self) -> None:
+        """Let log and pid file be those of the configuration, while ``watching``. Raises StartError; then they stay."""
+        self._generation = log_only(self._generation, self.config, self._given_log)
+        self._pid_file.move(self.config.pid_file, self.log)
 
     def open_sockets(self, config: AppConfig) -> None:
         """Open the listening sockets of all servers of this configuration now; the start would do it otherwise.
@@ -389,8 +393,7 @@ class Daemon:
     def _take_over(self, generation: Generation) -> list[Server]:
         """Let each server live by its policy of this generation; return those that it does not have."""
         removed = [server for place, server in self._servers.items() if place not in generation.policies]
-        kept = self._servers
-        self._servers = {}
+        kept, self._servers = self._servers, {}
         witness = Witness(self._counters, self._events)
         for place, policy in generation.policies.items():
             if place in kept:
@@ -428,17 +431,14 @@ class Daemon:
             if place in old.policies and old.policies[place].tls_files != policy.tls_files
         ]
         self._generation = new
-        removed = self._take_over(new)
-        for server in removed:
+        for server in (removed := self._take_over(new)):
             server.stop_accepting()
         self._memory.limit = self._memory_limit(config)
         retiring = asyncio.get_running_loop().create_task(self._retire(old, removed))
         self._retiring.add(retiring)
         retiring.add_done_callback(self._retiring.discard)
         old_config, self.config = self.config, config
-        if config.pid_file != old_config.pid_file:
-            self._pid_file.remove()
-            self._pid_file.write(self.config.pid_file, self.log)
+        self._pid_file.move(config.pid_file, self.log)
         raise_descriptor_limit(config, new.log)
         for place in fresh:
             self._start_server(self._servers[place])

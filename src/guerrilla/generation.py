@@ -67,6 +67,10 @@ class Generation:
         """The daemon's own log. Raises StartError if its file cannot be opened."""
         return self._open_log(self.config.log_file, self.config.log_level)
 
+    def open_log(self) -> None:
+        """Open the daemon's own log now, and not when it is first used. Raises as ``log`` does."""
+        self._open_log(self.config.log_file, self.config.log_level)
+
     def build(self, registry: Registry, memory: Memory, counters: Counters) -> None:
         """Make everything that can be made at once; nothing outside is touched but files that are opened.
 
@@ -157,3 +161,20 @@ class Generation:
             except OSError as error:
                 raise StartError(f"log_file {path!r}: {error.strerror}") from error
         return self._logs[path, level].logger
+
+
+def log_only(old: Generation | None, config: AppConfig, given: FilteringBoundLogger | None = None) -> Generation:
+    """Return one that has the log of a configuration and nothing else, and close the log of the old one.
+
+    Raises StartError if the log cannot be opened; then the old one stays open.
+    """
+    new = Generation(config, log=given)
+    new.open_log()
+    forget_log(old)
+    return new
+
+
+def forget_log(old: Generation | None) -> None:
+    """Close the log of one that has nothing else, if there is one."""
+    if old is not None:
+        old.close_logs()

@@ -26,6 +26,12 @@ class PidFile:
             return
         self._path = path
 
+    def move(self, path: str, log: FilteringBoundLogger) -> None:
+        """Have the file at another path from now on; where it is already, it stays."""
+        if path != self._path:
+            self.remove()
+            self.write(path, log)
+
     def remove(self) -> None:
         """Remove the file, unless it has become another's. May be called in any state."""
         path, self._path = self._path, ""

@@ -62,6 +62,9 @@ class Supervised(Protocol):
     def reopen_logs(self) -> None:
         """Open the logs anew."""
 
+    def watch(self) -> None:
+        """Let log and pid file be those of the configuration. Raises StartError; then they stay."""
+
     def check(self, config: AppConfig) -> None:
         """Raise ConfigError with all that is wrong."""
 
@@ -222,7 +225,7 @@ class Supervisor:
 
         When the first new process cannot be started, all stays as it was. Raises ConfigError or StartError then.
         """
-        log, old = self._daemon.log, self._daemon.config
+        old = self._daemon.config
         self._on_reload(True)
         try:
             self._take_over(self._read_config())
@@ -230,11 +233,11 @@ class Supervisor:
             self._daemon.config = old
             self._daemon.close_sockets(old)
             for line in str(error).splitlines():
-                log.error("the configuration stays as it was", problem=line)
+                self._daemon.log.error("the configuration stays as it was", problem=line)
             raise
         finally:
             self._on_reload(False)
-        log.info("the configuration was reloaded", processes=len(self._staying()))
+        self._daemon.log.info("the configuration was reloaded", processes=len(self._staying()))
 
     def _take_over(self, config: AppConfig) -> None:
         daemon = self._daemon
@@ -244,6 +247,11 @@ class Supervisor:
         before = self._staying()
         first = self._spawn()
         self._wait_until_ready(first)
+        try:
+            daemon.watch()
+        except StartError:
+            self._leave(first)
+            raise
         # From here on the configuration holds; a process that fails now is replaced like any other.
         for number in range(self._count(config)):
             if number < len(before):
@@ -381,6 +389,7 @@ class Supervisor:
         self._ending = True
         for child in list(self._children):
             self._leave(child)
+        self._daemon.close_sockets(None)  # or new clients would wait in vain for someone to greet them
         while self._children:
             self._turn()
             self._obey()
