@@ -28,6 +28,8 @@ ResultT = TypeVar("ResultT")
 STORE_ERRORS: Final = (SQLAlchemyError, OSError)
 """What a call raises when the database does not do what it was asked, or cannot be reached, or not in time."""
 
+_ATTEMPTS: Final = 500
+"""To switch a new SQLite file to its write-ahead log, a hundredth of a second apart."""
 _MAX_PACKET: Final = 1 << 30
 """Octets of a statement, where the server sets no limit that we have to know."""
 
@@ -283,10 +285,24 @@ def _greet_sqlite(connection: Any, _: object) -> None:
     """Set up a connection: a write-ahead log that is on disk when COMMIT returns, and five seconds for a lock."""
     cursor = connection.cursor()
     try:
-        for pragma in ("busy_timeout = 5000", "journal_mode = WAL", "synchronous = FULL"):
-            cursor.execute(f"PRAGMA {pragma}")
+        cursor.execute("PRAGMA busy_timeout = 5000")
+        _use_write_ahead_log(cursor)
+        cursor.execute("PRAGMA synchronous = FULL")
     finally:
         cursor.close()
+
+
+def _use_write_ahead_log(cursor: Any) -> None:
+    """Switch a new file over. When two processes do so at once, SQLite refuses one without the wait for a lock."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or attempt + 1 == _ATTEMPTS:
+                raise
+            await_only(asyncio.sleep(0.01))
+        else:
+            return
 
 
 def _greet_mysql(connection: Any, record: Any) -> None:
