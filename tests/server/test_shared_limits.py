@@ -1,0 +1,95 @@
+"""The limits of connections hold over all processes that share a board, and a process that dies takes none with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from guerrilla.server.shared_limits import Board, SharedClients
+from guerrilla.smtp.replies import TOO_MANY_CLIENTS, TOO_MANY_CLIENTS_FROM_ADDRESS
+
+ONE, OTHER = "192.0.2.1", "198.51.100.7"
+
+
+@pytest.fixture
+def board() -> Board:
+    return Board(slots=3, servers=2)
+
+
+def in_another_process(body: Callable[[], object]) -> None:
+    """Run the body in a process that dies at its end, without a word to anybody."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            body()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def enter(clients: SharedClients, *addresses: str) -> None:
+    for address in addresses:
+        assert clients.enter(address) is None
+
+
+def test_the_limit_holds_over_two_processes(board: Board) -> None:
+    in_another_process(lambda: enter(board.clients(1, 0, 3, 0), ONE, OTHER))
+    mine = board.clients(0, 0, 3, 0)
+    enter(mine, ONE)
+    assert mine.enter(OTHER) == TOO_MANY_CLIENTS
+    assert len(mine) == 1
+    mine.leave(ONE)
+    enter(mine, OTHER)
+
+
+def test_the_limit_per_address_holds_over_two_processes(board: Board) -> None:
+    in_another_process(lambda: enter(board.clients(1, 0, 10, 2), ONE))
+    mine = board.clients(0, 0, 10, 2)
+    enter(mine, ONE, OTHER)
+    assert mine.enter(ONE) == TOO_MANY_CLIENTS_FROM_ADDRESS
+    enter(mine, OTHER)
+
+
+def test_what_was_refused_is_not_counted(board: Board) -> None:
+    mine, theirs = board.clients(0, 0, 1, 1), board.clients(1, 0, 1, 1)
+    enter(mine, ONE)
+    for _ in range(3):
+        assert theirs.enter(OTHER) == TOO_MANY_CLIENTS
+    mine.leave(ONE)
+    enter(theirs, OTHER)
+    assert (len(mine), len(theirs)) == (0, 1)
+
+
+def test_each_server_has_its_own_count(board: Board) -> None:
+    enter(board.clients(0, 0, 1, 1), ONE)
+    enter(board.clients(0, 1, 1, 1), ONE)
+
+
+def test_the_row_of_a_process_that_was_killed_is_cleared(board: Board) -> None:
+    in_another_process(lambda: enter(board.clients(1, 0, 2, 2), ONE, ONE))
+    mine = board.clients(0, 0, 2, 2)
+    assert mine.enter(ONE) == TOO_MANY_CLIENTS
+    board.clear(1)
+    enter(mine, ONE, ONE)
+    board.clear(2)
+    assert mine.enter(ONE) == TOO_MANY_CLIENTS, "another row was cleared too"
+
+
+def test_the_client_of_a_proxy_is_counted_once_its_address_is_known(board: Board) -> None:
+    in_another_process(lambda: enter(board.clients(1, 0, 10, 1), ONE))
+    mine = board.clients(0, 0, 10, 1)
+    enter(mine, "")
+    assert mine.settle(ONE) == TOO_MANY_CLIENTS_FROM_ADDRESS
+    assert mine.settle(OTHER) is None
+    assert mine.enter(OTHER) == TOO_MANY_CLIENTS_FROM_ADDRESS
+    assert len(mine) == 1
+
+
+def test_without_a_limit_per_address_one_may_have_all_places(board: Board) -> None:
+    mine = board.clients(0, 0, 4, 0)
+    enter(mine, ONE, ONE, ONE)
+    assert mine.settle(ONE) is None
