@@ -210,6 +210,7 @@ def _supervise(house: _House[ServedT]) -> None:
             read_config=house.read,
             heartbeat=heartbeat,
             on_reload=lambda begins: house.notifier.reloading() if begins else house.notifier.ready(),
+            on_end=house.notifier.stopping,
         )
 
         def answer(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,7 +233,6 @@ def _supervise(house: _House[ServedT]) -> None:
         if control is not None:
             supervisor.listen_to(control, lambda: answer_blocking(control, answer))
         supervisor.run(house.started)
-        house.notifier.stopping()
 
 
 def _work(daemon: Served, share: Share, channel: socket.socket) -> int:

@@ -15,6 +15,7 @@ import selectors
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -117,6 +118,7 @@ class Supervisor:
         read_config: Callable[[], AppConfig],
         heartbeat: Callable[[], None] = lambda: None,
         on_reload: Callable[[bool], None] = lambda begins: None,
+        on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self._daemon = daemon
         self._count = count
@@ -124,6 +126,7 @@ class Supervisor:
         self._read_config = read_config
         self._heartbeat = heartbeat
         self._on_reload = on_reload
+        self._on_end = on_end
         self._control: socket.socket | None = None
         self._answer: Callable[[], None] = lambda: None
         self._asked = False
@@ -167,6 +170,7 @@ class Supervisor:
                         self._answer()
                     self._replace_the_dead()
             finally:
+                self._on_end()
                 self._drain()
 
     def _be_asked(self) -> None:
@@ -307,6 +311,8 @@ class Supervisor:
             self._selector.close()
             self._daemon.close_sockets(self._daemon.config)
             code = self._work(share, channel)
+        except BaseException:
+            traceback.print_exc()  # nobody else would: the process ends here
         finally:
             os._exit(code)
 

@@ -1,8 +1,10 @@
-"""A processor whose shutdown never ends is given up, and those before it are shut down all the same."""
+"""What a gateway lets go: a processor whose shutdown never ends, and a message that is answered."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 import structlog
@@ -12,6 +14,7 @@ from guerrilla.backends import gateway
 from guerrilla.backends.gateway import Gateway
 from guerrilla.backends.processor import Processor, ProcessorConfig
 from guerrilla.backends.registry import Registry
+from guerrilla.envelope import Envelope
 
 
 class First(Processor[ProcessorConfig]):
@@ -45,3 +48,27 @@ async def test_a_shutdown_that_hangs_is_given_up_and_told_of(monkeypatch: pytest
     assert [(entry["event"], entry["processor"]) for entry in capture.entries] == [
         ("processor failed to shut down", "Hangs")
     ]
+
+
+class Load:
+    """Something that a message holds."""
+
+
+async def test_a_message_that_is_answered_is_held_by_nobody() -> None:
+    registry = Registry()
+    registry.add("First", First)
+    gateway_ = Gateway(registry.build({"save_process": "First"}), structlog.get_logger())
+    await gateway_.initialize()
+    await gateway_.start()
+    load = Load()
+    held = weakref.ref(load)
+    envelope = Envelope(values={"load": load})
+    gc.disable()
+    try:
+        assert (await gateway_.process(envelope)).positive
+        del envelope, load
+        await asyncio.sleep(0)  # the worker comes to its rest
+        assert held() is None
+    finally:
+        gc.enable()
+        await gateway_.shutdown()

@@ -259,6 +259,7 @@ class Gateway:
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
+            del job  # a worker that rests must not hold on to a message, and to the file of a large one
 
     async def _run(self, job: _Job, worker: asyncio.Task[None]) -> Reply:
         try:
