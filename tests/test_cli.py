@@ -78,10 +78,11 @@ def test_a_terminal_that_has_no_arrow_is_no_trouble(tmp_path: Path) -> None:
     assert result.stdout.endswith(b" Header \\u2192 Sql\n")
 
 
-def test_version_names_guerrilla_python_and_the_loop() -> None:
+def test_version_names_guerrilla_its_form_python_and_the_loop() -> None:
     result = run("version")
     assert result.exit_code == 0
-    assert re.fullmatch(r"guerrilla \S+\nPython 3\.\S+\n(uvloop \S+|asyncio .*)\n", result.stdout)
+    form = r"(compiled with mypyc|not compiled: .*)"
+    assert re.fullmatch(rf"guerrilla \S+\n{form}\nPython 3\.\S+\n(uvloop \S+|asyncio .*)\n", result.stdout)
 
 
 def test_the_help_documents_the_exit_codes() -> None:

@@ -26,8 +26,9 @@ from guerrilla import cli_control
 from guerrilla.cli import app
 from guerrilla.cli_control import report
 from guerrilla.control import default_path
+from guerrilla.counters import Counters
 from guerrilla.smtp.replies import Reply
-from guerrilla.stats import Counters, Histogram, ProcessorStats, Stats
+from guerrilla.stats import Histogram, ProcessorStats, Stats
 
 __all__ = ["run_folder"]
 
@@ -54,7 +55,7 @@ def some_stats() -> Stats:
     counters.count_reply(Reply(250, "2.0.0", "OK"))
     counters.processor("Sql").latencies.add(0.004)
     counters.processor("Sql").errors += 1
-    return counters.snapshot(queue_depth=4, workers=128, workers_busy=5, memory_in_flight=2048, loop_lag=0.0005)
+    return Stats.of(counters, queue_depth=4, workers=128, workers_busy=5, memory_in_flight=2048, loop_lag=0.0005)
 
 
 def telling(stats: Stats) -> Answer:

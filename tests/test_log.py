@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.typing import FilteringBoundLogger
 
-from guerrilla.log import MAX_TEXT, Log
+from guerrilla.log import Log
+from guerrilla.log_records import MAX_TEXT
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_the_time_is_the_record_s_own(log: Log, path: Path, monkeypatch: pytest.
         1_700_000_001_004_000_000,
         1_699_999_999_000_000_000,
     ]
-    monkeypatch.setattr("guerrilla.log.time.time_ns", iter(moments).__next__)
+    monkeypatch.setattr("guerrilla.log_records.time.time_ns", iter(moments).__next__)
     for _ in moments:
         log.logger.info("a")
     assert [record["timestamp"] for record in records(path)] == [

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guerrilla.counters import BOUNDS, MAX_REPLIES, Counters, Latencies
 from guerrilla.smtp.replies import (
     LOCAL_ERROR,
     MESSAGE_TOO_LARGE,
@@ -22,7 +23,7 @@ from guerrilla.smtp.replies import (
     START_MAIL,
     Reply,
 )
-from guerrilla.stats import BOUNDS, MAX_REPLIES, Counters, Histogram, Latencies, ProcessorStats, Stats
+from guerrilla.stats import Histogram, ProcessorStats, Stats
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -34,7 +35,7 @@ def histogram(seconds: list[float]) -> Histogram:
     latencies = Latencies()
     for each in seconds:
         latencies.add(each)
-    return latencies.snapshot()
+    return Histogram.of(latencies)
 
 
 histograms = durations.map(histogram)
@@ -61,18 +62,18 @@ def some() -> Stats:
 
 
 def test_a_process_that_has_just_begun_has_counted_nothing() -> None:
-    snapshot = Counters().snapshot()
+    snapshot = Stats.of(Counters())
     assert snapshot == replace(some(), started_at=snapshot.started_at, uptime=snapshot.uptime)
     assert snapshot.uptime >= 0
 
 
 def test_what_is_added_to_the_counters_is_in_the_snapshot() -> None:
     counters = Counters()
-    numbers = [name for name in Counters.__slots__ if isinstance(getattr(counters, name), int)]
+    numbers = [name for name in dir(counters) if name[0] != "_" and isinstance(getattr(counters, name), int)]
     assert len(numbers) == 11
     for value, name in enumerate(numbers, 1):
         setattr(counters, name, value)
-    snapshot = counters.snapshot()
+    snapshot = Stats.of(counters)
     assert [getattr(snapshot, name) for name in numbers] == list(range(1, 12))
     assert snapshot.started_at == counters.started_at
 
@@ -81,7 +82,7 @@ def test_a_snapshot_does_not_change_when_counting_goes_on() -> None:
     counters = Counters()
     counters.processor("Sql").latencies.add(0.1)
     counters.count_reply(OK)
-    snapshot = counters.snapshot()
+    snapshot = Stats.of(counters)
     counters.processor("Sql").latencies.add(0.1)
     counters.count_reply(OK)
     counters.answers.add(1.0)
@@ -98,7 +99,7 @@ def test_what_is_known_elsewhere_is_told_in_the_snapshot() -> None:
         "loop_lag_max": 6.0,
         "events_dropped": 7,
     }
-    snapshot = Counters().snapshot(**known)  # type: ignore[arg-type]
+    snapshot = Stats.of(Counters(), **known)  # type: ignore[arg-type]
     assert {name: getattr(snapshot, name) for name in known} == known
 
 
@@ -106,7 +107,7 @@ def test_replies_are_counted_by_code_and_enhanced_code() -> None:
     counters = Counters()
     for reply in (OK, SENDER_OK, Reply(250, "2.0.0", "another text"), START_MAIL):
         counters.count_reply(reply)
-    assert counters.snapshot().replies == {"250 2.0.0": 2, "250 2.1.0": 1, "354": 1}
+    assert Stats.of(counters).replies == {"250 2.0.0": 2, "250 2.1.0": 1, "354": 1}
 
 
 def test_replies_that_a_processor_makes_up_do_not_fill_the_memory() -> None:
@@ -114,7 +115,7 @@ def test_replies_that_a_processor_makes_up_do_not_fill_the_memory() -> None:
     for number in range(MAX_REPLIES + 1000):
         counters.count_reply(Reply(250 if number % 2 else 550, f"{2 if number % 2 else 5}.9.{number % 1000}"))
         counters.count_reply(Reply(250 if number % 2 else 550, f"{2 if number % 2 else 5}.8.{number % 1000}"))
-    replies = counters.snapshot().replies
+    replies = Stats.of(counters).replies
     assert len(replies) == MAX_REPLIES + 2
     assert sum(replies.values()) == 2 * (MAX_REPLIES + 1000)
     assert replies["250"] > 0 < replies["550"]
@@ -124,7 +125,7 @@ def test_a_message_is_counted_by_what_became_of_it() -> None:
     counters = Counters()
     for reply in (OK, OK, LOCAL_ERROR, MESSAGE_TOO_LARGE, MESSAGE_TOO_LARGE, MESSAGE_TOO_LARGE):
         counters.count_message(reply, recipients=3, size=100, seconds=0.5)
-    snapshot = counters.snapshot()
+    snapshot = Stats.of(counters)
     assert (snapshot.messages_kept, snapshot.messages_deferred, snapshot.messages_refused) == (2, 1, 3)
     assert (snapshot.recipients, snapshot.octets_kept) == (6, 200)
     assert (snapshot.answers.count, snapshot.answers.seconds) == (6, 3.0)
@@ -136,7 +137,7 @@ def test_a_processor_is_counted_under_its_name() -> None:
     counters.processor("Sql").latencies.add(0.75)
     counters.processor("Sql").errors += 1
     counters.processor("Hasher")
-    found = counters.snapshot().processors
+    found = Stats.of(counters).processors
     assert (found["Sql"].count, found["Sql"].errors, found["Sql"].latencies.mean) == (2, 1, 0.5)
     assert found["Hasher"] == ProcessorStats()
 

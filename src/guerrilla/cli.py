@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from importlib import metadata
+from importlib.machinery import EXTENSION_SUFFIXES
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +34,7 @@ from guerrilla.cli_stores import cat, schema_sql
 from guerrilla.config import AppConfig, ConfigError, Problem, ServerConfig
 from guerrilla.daemon import Daemon, StartError
 from guerrilla.service import LAST_RESORT
+from guerrilla.smtp import session
 
 DEFAULT_PID_FILE = "/var/run/go-guerrilla.pid"
 
@@ -161,8 +163,10 @@ def schema() -> None:
 
 @app.command()
 def version() -> None:
-    """Print the versions of guerrilla, of Python, and of the event loop."""
+    """Print the versions of guerrilla, of Python, and of the event loop, and whether the hot path is compiled."""
     typer.echo(f"guerrilla {_version('guerrilla') or '(not installed)'}")
+    compiled = str(session.__file__).endswith(tuple(EXTENSION_SUFFIXES))
+    typer.echo("compiled with mypyc" if compiled else "not compiled: slower, and else the same")
     typer.echo(f"Python {platform.python_version()}")
     uvloop = _version("uvloop")
     typer.echo(f"uvloop {uvloop}" if uvloop else "asyncio (uvloop is not installed)")

@@ -1,196 +1,24 @@
-"""The numbers of a daemon: ``Counters`` live in each process and only count; ``Stats`` is what they say at one moment.
+"""The numbers of a daemon at one moment, as its processes have counted them in their ``counters``.
 
-Counting is on the way of every message, so it is an addition and nothing more: no lock (each process counts on its
-event loop alone), no clock, no text that is put together. What needs work is done when a snapshot is taken. A snapshot
-is frozen, travels as JSON, and those of several processes can be merged into one.
+A snapshot is frozen, travels as JSON, and those of several processes can be merged into one.
 """
 
 from __future__ import annotations
 
 import json
-import time
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError
 
-from guerrilla.smtp.replies import Reply
-
-BOUNDS: Final[tuple[float, ...]] = (
-    *(float(f"{step}e{power}") for power in range(-5, 1) for step in (1, 1.5, 2, 3, 5, 7)),
-    *(10.0, 15.0, 20.0, 30.0, 50.0, 60.0),
-)
-"""Upper bounds of the buckets of a histogram, in seconds: 10 µs to 60 s. One more bucket takes what is longer."""
-
-MAX_REPLIES: Final = 256
-"""Replies that are told apart by their enhanced codes; further ones only by their code, since a processor may make up
-as many as it likes."""
+from guerrilla.counters import BOUNDS, Counters, Latencies
 
 _STRICT: Final = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 _Count = Annotated[int, Field(ge=0)]
 _Seconds = Annotated[float, Field(ge=0)]
-
-
-# Live
-
-
-class Latencies:
-    """A histogram that is being filled."""
-
-    __slots__ = ("counts", "seconds")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS) + 1)
-        self.seconds = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Count one more thing that took so long."""
-        self.counts[bisect_left(BOUNDS, seconds)] += 1
-        self.seconds += seconds
-
-    def snapshot(self) -> Histogram:
-        """Return what is counted by now."""
-        return Histogram(tuple(self.counts), self.seconds)
-
-
-class ProcessorCounters:
-    """The numbers of one processor of the line, its saving and validating taken together."""
-
-    __slots__ = ("errors", "latencies")
-
-    def __init__(self) -> None:
-        self.errors = 0
-        """How often it raised, or gave no reply."""
-        self.latencies = Latencies()
-
-
-class Counters:
-    """The numbers of one process, from its start on. Add to the attributes; only its own event loop may."""
-
-    __slots__ = (
-        "_replies",
-        "_started",
-        "answers",
-        "connections_accepted",
-        "connections_open",
-        "connections_refused",
-        "messages_deferred",
-        "messages_kept",
-        "messages_refused",
-        "octets_kept",
-        "octets_received",
-        "processors",
-        "recipients",
-        "started_at",
-        "tls_failures",
-        "tls_handshakes",
-    )
-
-    def __init__(self) -> None:
-        self.started_at = datetime.now(UTC)
-        self._started = time.monotonic()
-        self.connections_accepted = 0
-        """Connections that were let in."""
-        self.connections_refused = 0
-        """Connections that there was no place for."""
-        self.connections_open = 0
-        """Connections that are open now: also to be subtracted from."""
-        self.tls_handshakes = 0
-        """TLS handshakes that were completed."""
-        self.tls_failures = 0
-        """TLS handshakes that came to nothing."""
-        self.messages_kept = 0
-        """Messages answered 250."""
-        self.messages_deferred = 0
-        """Messages answered 4xx."""
-        self.messages_refused = 0
-        """Messages answered 5xx."""
-        self.recipients = 0
-        """Recipients of the messages that were kept."""
-        self.octets_received = 0
-        """Octets that came from the clients, TLS taken off."""
-        self.octets_kept = 0
-        """Octets of the messages that were kept, as they came."""
-        self.answers = Latencies()
-        """From the end of a message to the reply."""
-        self.processors: dict[str, ProcessorCounters] = {}
-        self._replies: dict[tuple[int, str], int] = {}
-
-    def count_reply(self, reply: Reply) -> None:
-        """Count a reply that was sent."""
-        key = (reply.code, reply.enhanced)
-        replies = self._replies
-        if key in replies:
-            replies[key] += 1
-            return
-        if len(replies) >= MAX_REPLIES:
-            key = (reply.code, "")
-        replies[key] = replies.get(key, 0) + 1
-
-    def count_message(self, reply: Reply, recipients: int, size: int, seconds: float) -> None:
-        """Count a message that was answered, ``seconds`` after its end; the reply says what became of it."""
-        self.answers.add(seconds)
-        if reply.positive:
-            self.messages_kept += 1
-            self.recipients += recipients
-            self.octets_kept += size
-        elif reply.temporary:
-            self.messages_deferred += 1
-        else:
-            self.messages_refused += 1
-
-    def processor(self, name: str) -> ProcessorCounters:
-        """Return the numbers of the processor of this name, made when it is first asked for."""
-        return self.processors.setdefault(name, ProcessorCounters())
-
-    def snapshot(
-        self,
-        *,
-        queue_depth: int = 0,
-        workers: int = 0,
-        workers_busy: int = 0,
-        memory_in_flight: int = 0,
-        loop_lag: float = 0.0,
-        loop_lag_max: float = 0.0,
-        events_dropped: int = 0,
-    ) -> Stats:
-        """Return what is counted by now, with what is known elsewhere."""
-        return Stats(
-            started_at=self.started_at,
-            uptime=time.monotonic() - self._started,
-            processes=1,
-            connections_accepted=self.connections_accepted,
-            connections_refused=self.connections_refused,
-            connections_open=self.connections_open,
-            tls_handshakes=self.tls_handshakes,
-            tls_failures=self.tls_failures,
-            messages_kept=self.messages_kept,
-            messages_deferred=self.messages_deferred,
-            messages_refused=self.messages_refused,
-            recipients=self.recipients,
-            octets_received=self.octets_received,
-            octets_kept=self.octets_kept,
-            events_dropped=events_dropped,
-            replies={f"{code} {enhanced}".rstrip(): count for (code, enhanced), count in self._replies.items()},
-            answers=self.answers.snapshot(),
-            processors={
-                name: ProcessorStats(each.errors, each.latencies.snapshot()) for name, each in self.processors.items()
-            },
-            queue_depth=queue_depth,
-            workers=workers,
-            workers_busy=workers_busy,
-            memory_in_flight=memory_in_flight,
-            loop_lag=loop_lag,
-            loop_lag_max=loop_lag_max,
-        )
-
-
-# At one moment
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +32,11 @@ class Histogram:
     )
     seconds: _Seconds = 0.0
     """The sum of all."""
+
+    @classmethod
+    def of(cls, latencies: Latencies) -> Histogram:
+        """Return what is counted by now."""
+        return cls(tuple(latencies.counts), latencies.seconds)
 
     @property
     def count(self) -> int:
@@ -313,6 +146,50 @@ class Stats:
     """Seconds that the event loop was late the last time; of several processes, the worst."""
     loop_lag_max: _Seconds = 0.0
     """The same, the worst of the last minute."""
+
+    @classmethod
+    def of(
+        cls,
+        counters: Counters,
+        *,
+        queue_depth: int = 0,
+        workers: int = 0,
+        workers_busy: int = 0,
+        memory_in_flight: int = 0,
+        loop_lag: float = 0.0,
+        loop_lag_max: float = 0.0,
+        events_dropped: int = 0,
+    ) -> Stats:
+        """Return what a process has counted by now, with what is known elsewhere."""
+        return cls(
+            started_at=counters.started_at,
+            uptime=counters.uptime,
+            processes=1,
+            connections_accepted=counters.connections_accepted,
+            connections_refused=counters.connections_refused,
+            connections_open=counters.connections_open,
+            tls_handshakes=counters.tls_handshakes,
+            tls_failures=counters.tls_failures,
+            messages_kept=counters.messages_kept,
+            messages_deferred=counters.messages_deferred,
+            messages_refused=counters.messages_refused,
+            recipients=counters.recipients,
+            octets_received=counters.octets_received,
+            octets_kept=counters.octets_kept,
+            events_dropped=events_dropped,
+            replies=counters.replies,
+            answers=Histogram.of(counters.answers),
+            processors={
+                name: ProcessorStats(each.errors, Histogram.of(each.latencies))
+                for name, each in counters.processors.items()
+            },
+            queue_depth=queue_depth,
+            workers=workers,
+            workers_busy=workers_busy,
+            memory_in_flight=memory_in_flight,
+            loop_lag=loop_lag,
+            loop_lag_max=loop_lag_max,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return what JSON can hold; ``from_dict`` takes it back."""

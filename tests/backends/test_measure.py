@@ -11,9 +11,9 @@ from guerrilla.backends.base import Process, Task
 from guerrilla.backends.measure import measured
 from guerrilla.backends.processor import stack
 from guerrilla.backends.registry import Registry
+from guerrilla.counters import Counters, ProcessorCounters
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import LOCAL_ERROR, Reply
-from guerrilla.stats import Counters, ProcessorCounters
 
 
 async def run(answer: object) -> ProcessorCounters:

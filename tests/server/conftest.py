@@ -28,6 +28,7 @@ from structlog.testing import LogCapture
 
 from guerrilla.backends.base import Backend
 from guerrilla.config import ServerConfig
+from guerrilla.counters import Counters
 from guerrilla.envelope import Envelope
 from guerrilla.event_bus import EventBus
 from guerrilla.server.limits import Memory
@@ -38,7 +39,6 @@ from guerrilla.server.spool import Spool
 from guerrilla.server.witness import Witness
 from guerrilla.smtp.hosts import AllowedHosts
 from guerrilla.smtp.replies import Reply
-from guerrilla.stats import Counters
 from guerrilla.testing.recording import RecordingBackend
 
 PATIENCE = 20.0

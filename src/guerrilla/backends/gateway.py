@@ -32,9 +32,9 @@ from guerrilla.smtp.replies import (
     Reply,
 )
 
-GRACE: Final = 5.0
+GRACE = 5.0
 """Seconds beyond its time limit that a cancelled processor may take to end."""
-CLOSING: Final = 30.0
+CLOSING = 30.0
 """Seconds that a processor's shutdown may take before it is given up, so that the others have theirs."""
 CONVEYOR_CAPACITY: Final = 10_000
 """Submissions that may wait for a worker; the next one is told that we are too busy."""
@@ -157,7 +157,9 @@ class Gateway:
                 self._state = State.ERROR
                 await self._close_processors()
                 if isinstance(error, Exception | SystemExit):
-                    raise InitializeError(f"{name}: {str(error) or type(error).__name__}") from error
+                    failure = InitializeError(f"{name}: {str(error) or type(error).__name__}")
+                    failure.__cause__ = error  # what mypyc makes of "raise from" leaves it out
+                    raise failure from error
                 raise
         self._state = State.INITIALIZED
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable
+from typing import Any
 
 from guerrilla.backends.base import Decorator, Process, Task
+from guerrilla.counters import ProcessorCounters
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import Reply
-from guerrilla.stats import ProcessorCounters
 
 
 def measured(decorator: Decorator, counters: ProcessorCounters) -> Decorator:
@@ -20,12 +22,13 @@ def measured(decorator: Decorator, counters: ProcessorCounters) -> Decorator:
         process = decorator(following)
         clock = time.perf_counter
 
-        async def measure(envelope: Envelope, task: Task) -> Reply:
+        async def measure(envelope: Envelope, task: Task) -> Any:
             began = clock()
             envelope.spent_below = 0.0
             fine = False
             try:
-                reply = await process(envelope, task)
+                answer: Awaitable[Any] = process(envelope, task)  # it may be anything: the gateway looks
+                reply = await answer
                 fine = isinstance(reply, Reply)
                 return reply
             finally:

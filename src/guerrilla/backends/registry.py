@@ -21,7 +21,7 @@ from guerrilla.backends.base import Decorator, Process
 from guerrilla.backends.measure import measured
 from guerrilla.backends.processor import Factory, FunctionProcessor, Processor, ProcessorConfig, stack
 from guerrilla.config import ConfigError, Duration, Problem, problems_of
-from guerrilla.stats import Counters
+from guerrilla.counters import Counters
 
 ENTRY_POINT_GROUP: Final = "guerrilla.processors"
 

@@ -29,7 +29,8 @@ HANDSHAKE_TIMEOUT: Final = 10.0
 class Policy:
     """The House that the sessions of a server ask, and all else that a configuration says of the server.
 
-    Raises TLSError if the keys and certificates cannot be used; they are read now, and not again.
+    Raises TLSError if the keys and certificates cannot be used; they are read now, and not again. Since that may
+    take long, a policy can be made in any thread.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Policy:
         self.name = config.listen_interface
         self.backend = backend
         self.log = log
-        self.timeout: float = config.timeout
+        self.timeout: float = float(config.timeout)
         self.min_data_rate = config.min_data_rate
         self.proxies = Proxies(config)
         self.tls_always_on = config.tls.tls_always_on

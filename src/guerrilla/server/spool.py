@@ -99,4 +99,5 @@ class SpooledBody:
 def _write_all(file: IO[bytes], octets: bytes) -> None:
     rest = memoryview(octets)
     while rest:
-        rest = rest[file.write(rest) :]
+        written = file.write(rest)
+        rest = rest[written:]  # in two steps: mypyc would call write twice

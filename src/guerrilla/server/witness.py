@@ -10,11 +10,11 @@ from typing import Final, Literal
 
 from structlog.typing import FilteringBoundLogger
 
+from guerrilla.counters import Counters
 from guerrilla.envelope import Address, Envelope
 from guerrilla.event_bus import EventBus
 from guerrilla.events import Connected, Disconnected, Failed, Queued, Rejected
 from guerrilla.smtp.replies import Reply
-from guerrilla.stats import Counters
 
 MAX_LOGGED_RECIPIENTS: Final = 10
 

@@ -1,0 +1,68 @@
+"""Compiles what every message passes through, with mypyc; all else about the package is in pyproject.toml.
+
+The compiled form is made of the same source, and does the same, faster. Where there is no C compiler, or Python's own
+header files are not installed, the package is built without it and runs as it stands. ``GUERRILLA_COMPILE=0`` leaves it
+out too, and ``GUERRILLA_COMPILE=1`` makes its failure an error. ``guerrillad version`` says which form it is.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mypyc.build import mypycify
+from setuptools import setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError
+
+PACKAGE = Path("src/guerrilla")
+COMPILED = [
+    "backends/base.py",
+    "backends/deadlines.py",
+    "backends/gateway.py",
+    "backends/measure.py",
+    "counters.py",
+    "envelope.py",
+    "header.py",
+    "log_records.py",
+    "server/connection.py",
+    "server/limits.py",
+    "server/policy.py",
+    "server/spool.py",
+    "server/witness.py",
+    "smtp/*.py",
+]
+WISH = os.environ.get("GUERRILLA_COMPILE", "")
+
+
+class BuildAllOrNothing(build_ext):
+    """Builds the extensions; if one cannot be built, none is left, since each is of no use without the others."""
+
+    def run(self) -> None:
+        """Build them."""
+        built = self.get_outputs()
+        try:
+            super().run()
+        except (BaseError, CCompilerError) as error:
+            if WISH == "1":
+                raise
+            self.warn(f"guerrilla is not compiled, and runs as it stands: {error}")
+            for path in built:
+                Path(path).unlink(missing_ok=True)
+            self.extensions.clear()
+
+
+def extensions() -> list[object]:
+    """Translate the modules to C. What they import is not there yet, and its types are not needed."""
+    paths = sorted(str(path) for pattern in COMPILED for path in PACKAGE.glob(pattern))
+    return list(
+        mypycify(
+            ["--config-file=", "--ignore-missing-imports", *paths],
+            opt_level="3",
+            debug_level="0",
+            group_name="guerrilla",
+        )
+    )
+
+
+setup(ext_modules=[] if WISH == "0" else extensions(), cmdclass={"build_ext": BuildAllOrNothing})

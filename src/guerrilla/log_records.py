@@ -1,0 +1,223 @@
+"""The records of the log: put in order, made safe to print, rendered, and written, one a line.
+
+A line is written for each message, so this is on its way; what is configured, and how it is reached, is in ``log``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import structlog
+
+MAX_TEXT = 256
+"""Characters of one value, at most."""
+
+MAX_TRACEBACK = 16384
+"""Characters of a traceback, at most; its end is kept, where the cause stands."""
+
+_MAX_DEPTH = 4
+
+# structlog has more methods than there are levels.
+_METHODS = {"warn": "warning", "exception": "error", "fatal": "critical", "msg": "info"}
+
+_RESERVED = frozenset({"level", "timestamp", "event", "exception"})
+
+_COLOURS = {
+    "debug": "\x1b[2m",
+    "info": "\x1b[32m",
+    "warning": "\x1b[33m",
+    "error": "\x1b[31m",
+    "critical": "\x1b[1;31m",
+}
+
+
+class Output:
+    """The file that records go to. Each is one write to a descriptor of our own, without a buffer."""
+
+    def __init__(self, log_file: str) -> None:
+        self.is_file = log_file not in ("stderr", "stdout", "off")
+        self.dropped = 0
+        self._path = log_file
+        self._lock = threading.Lock()
+        self._torn = False
+        self._descriptor = self._open()
+
+    def _open(self) -> int:
+        if self.is_file:
+            return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        # A stream that was closed before the start is None; its number may belong to a database by now.
+        stream, number = (sys.__stdout__, 1) if self._path == "stdout" else (sys.__stderr__, 2)
+        return -1 if stream is None or self._path == "off" else os.dup(number)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person looks at it, and wants colours."""
+        return self._descriptor >= 0 and os.isatty(self._descriptor) and not os.environ.get("NO_COLOR")
+
+    def write(self, line: str) -> None:
+        """Append it, if the file can take it."""
+        octets = line.encode("utf-8", "backslashreplace")
+        with self._lock:
+            if self._torn:
+                octets = b"\n" + octets
+            try:
+                written = os.write(self._descriptor, octets)
+            except OSError:
+                self.dropped += 1
+                return
+            # On a full disk the beginning may fit: the next record must not be glued to it.
+            self._torn = written < len(octets)
+            self.dropped += self._torn
+
+    def reopen(self) -> None:
+        """Open the file anew. Raises OSError; then the old one stays in use."""
+        if not self.is_file:
+            return
+        fresh = self._open()
+        with self._lock:
+            old, self._descriptor = self._descriptor, fresh
+            self._torn = False
+        if old >= 0:
+            os.close(old)
+
+    def close(self) -> None:
+        """Close it. What is written afterwards is dropped, and counted."""
+        with self._lock:
+            old, self._descriptor = self._descriptor, -1
+        if old >= 0:
+            os.close(old)
+
+
+class Records:
+    """Puts each record in order, makes it safe, renders it, and writes it."""
+
+    def __init__(self, render: Callable[[dict[str, Any]], str], output: Output) -> None:
+        self._render = render
+        self._output = output
+        self._second = (0, "")
+        """The latest second, and how it is written: a busy log has many records in one."""
+
+    def write(self, method: str, event: object, fields: dict[str, Any]) -> None:
+        """Write what a method of the logger was given."""
+        try:
+            line = self._render(self._record(method, event, fields))
+        except Exception:  # a value that cannot be written must not fail the mail it belongs to
+            self._output.dropped += 1
+        else:
+            self._output.write(line)
+
+    def _record(self, method: str, event: object, fields: dict[str, Any]) -> dict[str, Any]:
+        """Return level, time, event, then the fields, all of it safe to print."""
+        traceback = _traceback(fields) if "exc_info" in fields else ""
+        record = {"level": _METHODS.get(method, method), "timestamp": self._timestamp(), "event": _safe(event)}
+        for name, value in fields.items():
+            if not (name.isprintable() and len(name) <= MAX_TEXT):
+                name = _escaped(name)
+            record[name + "_" if name in _RESERVED else name] = _safe(value)
+        if traceback:
+            record["exception"] = traceback
+        return record
+
+    def _timestamp(self) -> str:
+        """Return the time in UTC, in milliseconds."""
+        second, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+        latest, written = self._second
+        if second != latest:
+            written = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+            self._second = second, written
+        return f"{written}.{nanoseconds // 1_000_000:03}Z"
+
+
+def _traceback(fields: dict[str, Any]) -> str:
+    """Take ``exc_info`` out of the fields, and return what it stands for."""
+    if not fields["exc_info"]:
+        del fields["exc_info"]
+        return ""
+    return _lines(structlog.processors.format_exc_info(None, "", fields).pop("exception", ""))
+
+
+def _safe(value: Any, depth: int = 0) -> Any:
+    """Return the value as JSON may have it, with every text in it printable and short."""
+    kind = type(value)
+    if kind is str:
+        return value if len(value) <= MAX_TEXT and value.isprintable() else _escaped(value)
+    if value is None or kind is int or kind is bool:
+        return value
+    if kind is list and depth < _MAX_DEPTH:
+        return [_safe(item, depth + 1) for item in value]
+    if isinstance(value, str):
+        return _escaped(value)
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, bytes | bytearray):
+        return _escaped(value[: MAX_TEXT + 1].decode("ascii", "backslashreplace"))
+    if isinstance(value, list | tuple | set | frozenset | Mapping):
+        if depth == _MAX_DEPTH:
+            return "…"
+        if isinstance(value, Mapping):
+            return {_safe(str(name)): _safe(item, depth + 1) for name, item in value.items()}
+        return [_safe(item, depth + 1) for item in value]
+    return _escaped(str(value))
+
+
+def _escaped(text: str) -> str:
+    r"""Write what is not printable as ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``, and cut the text."""
+    cut = len(text) > MAX_TEXT
+    text = text[:MAX_TEXT]
+    if not text.isprintable():
+        text = "".join(each if each.isprintable() else _escape(ord(each)) for each in text)
+    return text[: MAX_TEXT - 1] + "…" if cut or len(text) > MAX_TEXT else text
+
+
+def _escape(code: int) -> str:
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _lines(traceback: str) -> str:
+    return "\n".join(_escaped(line) for line in traceback[-MAX_TRACEBACK:].split("\n"))
+
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def json_line(record: dict[str, Any]) -> str:
+    """Render a record for a program."""
+    return _encode(record) + "\n"
+
+
+class Console:
+    """One line a record; a traceback follows it indented, so that no line of it can pass for a record."""
+
+    def __init__(self, *, colours: bool) -> None:
+        self._levels = {
+            level: f"{colour}{level:<8}\x1b[0m" if colours else f"{level:<8}" for level, colour in _COLOURS.items()
+        }
+
+    def __call__(self, record: dict[str, Any]) -> str:
+        """Render a record for a person."""
+        traceback = record.pop("exception", "")
+        level = self._levels[record.pop("level")]
+        line = f"{record.pop('timestamp')} {level} {record.pop('event')}"
+        for name, value in record.items():
+            line += f" {name}={_word(value)}"
+        if traceback:
+            line += "\n    " + traceback.replace("\n", "\n    ")
+        return line + "\n"
+
+
+def _word(value: Any) -> str:
+    """Write a value so that it ends where it seems to: quoted if it holds a space, a quote or an equals sign."""
+    if isinstance(value, str) and value and not any(each in value for each in ' "='):
+        return value
+    return _encode(value)
