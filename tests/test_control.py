@@ -189,6 +189,19 @@ def test_only_its_user_can_open_the_socket(run_folder: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give something away")
+def test_socket_and_new_folder_are_those_of_the_user_that_root_will_be(path: Path) -> None:
+    def owner(of: Path) -> tuple[int, int]:
+        return of.stat().st_uid, of.stat().st_gid
+
+    below = path.parent / "new" / "c.sock"
+    for opened in (path, below):
+        close_control(open_control(opened, (65534, 12345)), Path("elsewhere"))
+    assert owner(path) == owner(below) == owner(below.parent) == (65534, 12345)
+    assert owner(path.parent) == (0, 0), "a folder that was there stays as it was"
+    assert stat.S_IMODE(below.parent.stat().st_mode) == 0o700
+
+
 def test_a_socket_that_nobody_listens_at_is_replaced(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as gone:
         gone.bind(str(path))

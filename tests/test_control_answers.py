@@ -52,12 +52,19 @@ def echo(request: dict[str, Any]) -> dict[str, Any]:
 # Both ways to answer
 
 
+def answer_next(listening: socket.socket, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Accept one connection and answer it."""
+    connection, _ = listening.accept()
+    with connection:
+        answer_blocking(connection, answer)
+
+
 @contextlib.contextmanager
 def answering_blocking(path: Path, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> Iterator[None]:
     """Answer one connection, from a thread without a loop."""
     listening = open_control(path)
     listening.settimeout(DEADLINE)
-    thread = threading.Thread(target=answer_blocking, args=(listening, answer))
+    thread = threading.Thread(target=answer_next, args=(listening, answer))
     thread.start()
     try:
         yield
@@ -171,7 +178,7 @@ def test_another_user_is_refused(listening: ControlSocket, path: Path) -> None:
         client.settimeout(DEADLINE)
         client.connect(str(path))
         client.sendall(b'{"command": "stats"}\n')
-        answer_blocking(strangers, note)
+        answer_next(strangers, note)
         answer = json.loads(client.recv(65536))
     assert not asked
     assert not answer["ok"]
@@ -181,17 +188,13 @@ def test_another_user_is_refused(listening: ControlSocket, path: Path) -> None:
 # Without a loop
 
 
-def test_nobody_there_is_no_trouble(listening: ControlSocket) -> None:
-    answer_blocking(listening, echo)
-
-
 def test_a_client_that_waits_is_left(listening: ControlSocket, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "BLOCKING_TIMEOUT", 0.05)
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(DEADLINE)
         client.connect(str(path))
         client.sendall(b"{")
-        answer_blocking(listening, echo)
+        answer_next(listening, echo)
         with contextlib.suppress(ConnectionResetError):
             assert client.recv(1) == b""
 
@@ -201,7 +204,7 @@ def test_a_client_that_drips_has_no_more_time(listening: ControlSocket, monkeypa
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(listening.getsockname())
         client.sendall(b"{}\n")
-        answer_blocking(listening, echo)
+        answer_next(listening, echo)
         client.settimeout(DEADLINE)
         with contextlib.suppress(ConnectionResetError):
             assert client.recv(1) == b""
@@ -212,7 +215,7 @@ def test_a_client_that_does_not_read_is_left(listening: ControlSocket, monkeypat
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(listening.getsockname())
         client.sendall(b"{}\n")
-        answer_blocking(listening, lambda request: {"ok": True, "text": "x" * 10_000_000})
+        answer_next(listening, lambda request: {"ok": True, "text": "x" * 10_000_000})
 
 
 # On a loop

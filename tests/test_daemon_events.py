@@ -124,6 +124,42 @@ async def test_one_client_too_many_is_told_of() -> None:
         await writer.wait_closed()
 
 
+def behind_a_proxy(**keys: Any) -> dict[str, Any]:
+    server = {"listen_interface": "127.0.0.1:0", "xclient_on": True, "trusted_proxies": ["127.0.0.1"], **keys}
+    return config(servers=[server])
+
+
+async def test_a_proxy_that_names_its_client_goes_and_the_client_comes() -> None:
+    async with running(behind_a_proxy()) as (daemon, seen):
+        message = (*MESSAGE, "hello\r\n.")
+        await dialogue(daemon, *message, "XCLIENT ADDR=192.0.2.7 PORT=4711", *message, *message[1:], "QUIT")
+        await until(seen, Disconnected, 2)
+        told = [event for event in seen if isinstance(event, MailEvent)]
+    assert [type(event) for event in told] == [
+        Connected, Queued, Disconnected, Connected, Queued, Queued, Disconnected,
+    ]  # fmt: skip
+    places = [(event.remote_ip, event.remote_port) for event in told]
+    assert places[0] == places[1] == places[2] == ("127.0.0.1", places[0][1])
+    assert places[3:] == [("192.0.2.7", 4711)] * 4
+    assert [event.messages for event in told if isinstance(event, Disconnected)] == [1, 2]
+
+
+async def test_a_client_that_xclient_names_and_that_is_refused_has_not_come() -> None:
+    async with running(behind_a_proxy(max_clients_per_address=1)) as (daemon, seen):
+        _, writer = await asyncio.open_connection(*daemon.addresses[0][1])
+        writer.write(b"XCLIENT ADDR=192.0.2.7\r\n")
+        await until(seen, Connected, 2)
+        await dialogue(daemon, "XCLIENT ADDR=192.0.2.7")
+        await until(seen, Rejected)
+        writer.close()
+        await writer.wait_closed()
+        await until(seen, Disconnected, 3)
+        told = [event for event in seen if isinstance(event, MailEvent)]
+    proxies, client = [Connected, Disconnected], "192.0.2.7"
+    assert [type(event) for event in told if event.remote_ip != client] == proxies * 2
+    assert [type(event) for event in told if event.remote_ip == client] == [Connected, Rejected, Disconnected]
+
+
 async def test_a_reload_tells_what_has_changed_and_reopening_tells_of_the_logs(tmp_path: Path) -> None:
     log = str(tmp_path / "log")
     async with running(config()) as (daemon, seen):

@@ -6,13 +6,18 @@ import asyncio
 import gc
 import os
 import socket
+import ssl
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.private_servers.process import free_port
+from tests.server.certificates import issue
 
 from guerrilla import CallNext, ConfigError, Daemon, Envelope, Processor, ProcessorConfig, Reply, StartError
+from guerrilla.server import policy
+from guerrilla.server.tls import make_context
 from guerrilla.testing.recording import RecordingBackend
 
 
@@ -318,3 +323,60 @@ async def test_a_configuration_is_read_again_from_its_file(tmp_path: Path) -> No
 async def test_without_a_file_there_is_nothing_to_read_again() -> None:
     with pytest.raises(ConfigError, match="did not come from a file"):
         await Daemon().reload_config_file()
+
+
+async def test_mail_flows_on_while_certificates_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port()
+    server = {"listen_interface": f"127.0.0.1:{port}"}
+    reading, answered = threading.Event(), threading.Event()
+
+    def read_slowly(*arguments: Any) -> ssl.SSLContext:
+        reading.set()
+        assert answered.wait(20)
+        return make_context(*arguments)
+
+    monkeypatch.setattr(policy, "make_context", read_slowly)
+    async with daemon_with(config(server)) as daemon:
+        tls = {"start_tls_on": True, **issue("mx.test").write(tmp_path)}
+        reload = asyncio.create_task(daemon.reload_config(config({**server, "tls": tls})))
+        assert await asyncio.to_thread(reading.wait, 20)
+        caller = await Caller.call(port)
+        assert (await caller.say("STARTTLS")).startswith("50")
+        answered.set()
+        await reload
+        assert (await caller.say("STARTTLS")).startswith("220")
+        await caller.close()
+
+
+class Late(Processor[ProcessorConfig]):
+    """Is there when somebody opens the gate, or never."""
+
+    gate = asyncio.Event()
+    fails = False
+
+    async def initialize(self) -> None:
+        await self.gate.wait()
+        if self.fails:
+            raise RuntimeError("nobody is there")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_reload_that_comes_before_the_end_of_the_start_waits_for_it(fails: bool) -> None:
+    Late.gate, Late.fails = asyncio.Event(), fails
+    server = {"listen_interface": "127.0.0.1:0"}
+    daemon = daemon_with(config(server, backend_config={"save_process": "Late"}))
+    daemon.add_processor("Late", Late)
+    starting = asyncio.create_task(daemon.start())
+    while not daemon.addresses:
+        await asyncio.sleep(0)
+    reload = asyncio.create_task(daemon.reload_config(config(server, allowed_hosts=["other.test"])))
+    await asyncio.sleep(0)
+    Late.gate.set()
+    started, reloaded = await asyncio.gather(starting, reload, return_exceptions=True)
+    await daemon.shutdown()
+    if fails:
+        assert "nobody is there" in str(started)
+        assert isinstance(reloaded, StartError)
+    else:
+        assert (started, reloaded) == (None, None)
+        assert daemon.config.allowed_hosts == ["other.test"]

@@ -42,9 +42,10 @@ def check_arguments(arguments: list[str]) -> None:
 def test_the_unit_runs_what_the_command_line_knows() -> None:
     commands = [shlex.split(each) for key in ("ExecStart", "ExecReload") for each in values("guerrillad.service", key)]
     ours = [arguments for program, *arguments in commands if program == PROGRAM]
-    assert [arguments[0] for arguments in ours] == ["serve", "check"]
+    assert [arguments[0] for arguments in ours] == ["serve", "reload"]
     for arguments in ours:
         check_arguments(arguments)
+        assert arguments[1:3] == ["--config", "/etc/guerrilla/guerrilla.toml"], "the socket is named after it"
 
 
 def test_the_container_runs_what_the_command_line_knows_as_another_user_than_root() -> None:
@@ -89,8 +90,8 @@ def test_the_socket_is_the_one_that_the_comment_names() -> None:
 
 
 def named_signals() -> set[signal.Signals]:
-    """Return the signals that the files send: to reload, to open the logs anew, and to end."""
-    reload = re.findall(r"kill -(\w+) ", " ".join(values("guerrillad.service", "ExecReload")))
+    """Return the signals that the files send or speak of: to reload, to open the logs anew, and to end."""
+    reload = re.findall(r"kill -(\w+) ", (FILES / "guerrillad.service").read_text())
     rotate = re.findall(r"--signal=SIG(\w+)", (FILES / "guerrillad.logrotate").read_text())
     assert reload
     assert rotate

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,26 +92,38 @@ def test_a_socket_that_systemd_has_opened_is_served(tmp_path: Path, processes: i
             assert process.wait(30) == 0
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """Give a folder that everybody can go into; pytest closes its own, again and again."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another")
 @pytest.mark.parametrize("processes", [1, 2])
-def test_after_the_ports_are_open_it_is_the_user_of_the_configuration(tmp_path: Path, processes: int) -> None:
+def test_after_the_ports_are_open_it_is_the_user_of_the_configuration(open_folder: Path, processes: int) -> None:
     port = free_port()
-    (tmp_path / "logs").mkdir()
-    os.chown(tmp_path / "logs", 65534, 65534)
-    configure(tmp_path, port, user="nobody", processes=processes, log_file=str(tmp_path / "logs" / "log"), pid_file="")
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.owner() == "root" and folder.is_relative_to("/tmp/pytest-of-root"):
-            folder.chmod(0o755)
-    command = [*SERVE, "-p", str(tmp_path / "logs" / "pid")]
-    with serving(tmp_path, command) as process:
+    (open_folder / "logs").mkdir()
+    os.chown(open_folder / "logs", 65534, 65534)
+    configure(
+        open_folder, port, user="nobody", processes=processes, log_file=str(open_folder / "logs" / "log"), pid_file="",
+        control_socket=str(open_folder / "run" / "control"),
+    )  # fmt: skip
+    command = [*SERVE, "-p", str(open_folder / "logs" / "pid")]
+    with serving(open_folder, command) as process:
         assert process.stdout is not None
         assert process.stdout.readline()
         assert greeting(port) == b"220"
         pids = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split() or [str(process.pid)]
         for pid in pids:
             assert Path(f"/proc/{pid}").stat().st_uid == 65534
+        become = "import os, pathlib, sys, guerrilla.control; os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3)"
+        script = f"{become}; guerrilla.control.ask(pathlib.Path(sys.argv[1]), 'stats', 20)"
+        subprocess.run([sys.executable, "-c", script, open_folder / "run" / "control"], check=True)
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
+    assert list((open_folder / "run").iterdir()) == []
 
 
 def test_a_start_of_several_processes_that_fails_says_why(tmp_path: Path) -> None:

@@ -13,8 +13,6 @@ import typer
 
 import guerrilla
 from guerrilla.config import load
-from guerrilla.processors.fastcgi import FastCGI
-from guerrilla.processors.maildir import MailDir
 
 app = typer.Typer(help="A dinosaur that puts mail into Maildirs.", no_args_is_help=True, add_completion=False)
 
@@ -30,8 +28,6 @@ def serve(
         if pid_file:
             settings = settings.model_copy(update={"pid_file": pid_file})
         daemon = guerrilla.Daemon(settings)
-        daemon.add_processor("MailDir", MailDir)
-        daemon.add_processor("FastCGI", FastCGI)
         daemon.run(lambda running: typer.echo(f"the dinosaur is awake, and listens on {_addresses(running)}"))
     except (guerrilla.ConfigError, guerrilla.StartError) as error:
         typer.echo(error, err=True)

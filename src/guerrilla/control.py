@@ -125,18 +125,23 @@ def _make_private(folder: Path) -> None:
 # The side of the daemon
 
 
-def open_control(path: Path) -> ControlSocket:
+def open_control(path: Path, owner: tuple[int, int] = (-1, -1)) -> ControlSocket:
     """Return the listening socket at this path; make its folder, and replace a socket that nobody listens at.
+
+    The socket, and a folder that was not there, become those of ``owner``, the numbers of a user and a group; -1 for no
+    change. Who may write to the folder can remove the socket at the end; a new one takes the place of one that stays.
 
     Raises ControlError if it cannot be had, or another daemon listens at it.
     """
     if len(os.fsencode(path)) > _MAX_PATH:
         raise ControlError(f"{path} is longer than the {_MAX_PATH} octets that a socket's path may have")
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            path.parent.mkdir(mode=0o700, parents=True)
+            os.chown(path.parent, *owner, follow_symlinks=False)
         with _alone_in(path.parent):
             _remove_stale(path)
-            return _listen(path)
+            return _listen(path, owner)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise ControlError(f"cannot listen at {str(path)!a}: {getattr(error, 'strerror', None) or error}") from error
 
@@ -173,7 +178,7 @@ def _remove_stale(path: Path) -> None:
     raise ControlError(f"another guerrillad is running and listens at {path}")
 
 
-def _listen(path: Path) -> ControlSocket:
+def _listen(path: Path, owner: tuple[int, int]) -> ControlSocket:
     listening = ControlSocket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         before = os.umask(0o177)
@@ -181,6 +186,7 @@ def _listen(path: Path) -> ControlSocket:
             listening.bind(os.fspath(path))
         finally:
             os.umask(before)
+        os.chown(path, *owner, follow_symlinks=False)
         found = path.lstat()
         listening.file = (found.st_dev, found.st_ino)
         listening.listen(MAX_CONNECTIONS)
@@ -291,17 +297,13 @@ async def _read_request(connection: socket.socket) -> bytes:
     return line
 
 
-def answer_blocking(listening: socket.socket, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Accept one connection and answer it, where there is no event loop.
+def answer_blocking(connection: socket.socket, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Answer a connection, where there is no event loop; it is the caller's to close.
 
     Never raises. Besides the function that gives the answer, it takes at most ``BLOCKING_TIMEOUT`` seconds to read the
     request, and the same to write the answer.
     """
-    try:
-        connection, _ = listening.accept()
-    except OSError:  # gone again, or no descriptor is left
-        return
-    with connection, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
         line = _receive(connection, BLOCKING_TIMEOUT, MAX_REQUEST)
         if not line:
             return
@@ -311,8 +313,6 @@ def answer_blocking(listening: socket.socket, answer: Callable[[dict[str, Any]],
             octets = _encode(_failure(error))
         connection.settimeout(BLOCKING_TIMEOUT)
         connection.sendall(octets)
-        # A process that was started meanwhile has the descriptor, too: closing alone would not end the connection.
-        connection.shutdown(socket.SHUT_RDWR)
 
 
 def _complete(line: bytes) -> bool:

@@ -22,6 +22,7 @@ from guerrilla.backends.processor import Factory
 from guerrilla.backends.registry import Registry
 from guerrilla.config import AppConfig, ConfigError, Problem, ServerConfig, as_config, load
 from guerrilla.config_changes import changes
+from guerrilla.counters import Counters
 from guerrilla.descriptors import raise_descriptor_limit
 from guerrilla.doors import Doors
 from guerrilla.event_bus import EventBus
@@ -32,7 +33,7 @@ from guerrilla.pid_file import PidFile
 from guerrilla.server.limits import Memory
 from guerrilla.server.listener import Server
 from guerrilla.server.witness import Witness
-from guerrilla.stats import Counters, Stats
+from guerrilla.stats import Stats
 from guerrilla.supervisor import Share
 
 __all__ = ["Daemon", "StartError"]
@@ -105,8 +106,7 @@ class Daemon:
     def load_config(self, path: str | os.PathLike[str]) -> AppConfig:
         """Read a configuration file and check it, this daemon's own processors included; nothing takes effect.
 
-        Raises:
-            ConfigError: with all that is wrong, each problem with its place.
+        Raises ConfigError with all that is wrong, each problem with its place.
         """
         return load(path, self.registry.check)
 
@@ -119,9 +119,7 @@ class Daemon:
     def set_config(self, config: AppConfig | Mapping[str, Any]) -> None:
         """Let a configuration hold from the next start on.
 
-        Raises:
-            ConfigError: if the mapping is no configuration.
-            RuntimeError: if the daemon runs: ``reload_config`` is meant.
+        Raises ConfigError if the mapping is none, RuntimeError if the daemon runs: ``reload_config`` is meant then.
         """
         if self._running:
             raise RuntimeError("the daemon runs: reload_config is meant")
@@ -160,11 +158,12 @@ class Daemon:
         self._loop = asyncio.get_running_loop()
         self._opened, self._closing, self._reloading = contextlib.AsyncExitStack(), asyncio.Lock(), asyncio.Lock()
         self._hurry = asyncio.Event()
-        try:
-            await self._open()
-        except BaseException:
-            await self._close()
-            raise
+        async with self._reloading:  # who asks for a reload by now waits until there is something to reload
+            try:
+                await self._open()
+            except BaseException:
+                await self._close()
+                raise
 
     async def shutdown(self) -> None:
         """Stop accepting, let each transaction under way come to its answer, and close everything in reverse order.
@@ -255,7 +254,8 @@ class Daemon:
 
     def _own_stats(self) -> Stats:
         gateway = self._generation.gateway if self._generation is not None else None
-        return self._counters.snapshot(
+        return Stats.of(
+            self._counters,
             queue_depth=gateway.queue_depth if gateway is not None else 0,
             workers=gateway.workers if gateway is not None else 0,
             workers_busy=gateway.workers_busy if gateway is not None else 0,
@@ -330,7 +330,7 @@ class Daemon:
         self._events.start(generation.log)
         self._opened.push_async_callback(self._events.close)
         self._memory.limit = self._memory_limit(config)
-        generation.build(self.registry, self._memory, self._counters)
+        await generation.build(self.registry, self._memory, self._counters)
         raise_descriptor_limit(config, generation.log)
         self._opened.push_async_callback(self._close_servers)
         self._take_over(generation)
@@ -411,12 +411,13 @@ class Daemon:
 
     async def _reload(self, config: AppConfig) -> None:
         old = self._generation
-        assert old is not None
+        if old is None:
+            raise StartError("the daemon does not run any more")
         new = Generation(config, backend=self._given_backend, log=self._given_log)
         self.open_sockets(config)
         fresh = self._doors.places
         try:
-            new.build(self.registry, self._memory, self._counters)
+            await new.build(self.registry, self._memory, self._counters)
             await new.start()
             if self._ending:
                 raise StartError("the daemon is shutting down")

@@ -234,7 +234,7 @@ class MailEvent(Event):
 
 
 class Connected(MailEvent):
-    """A client was let in."""
+    """A client was let in. By XCLIENT, a proxy is Disconnected, and the client that it names Connected in its place."""
 
     __slots__ = ()
     topic = "mail:connected"

@@ -16,13 +16,13 @@ from guerrilla.backends.base import Backend
 from guerrilla.backends.gateway import Gateway, InitializeError
 from guerrilla.backends.registry import Registry
 from guerrilla.config import AppConfig, ConfigError, ServerConfig
+from guerrilla.counters import Counters
 from guerrilla.log import Log
 from guerrilla.server.limits import Memory
 from guerrilla.server.policy import Policy
 from guerrilla.server.spool import Spool
 from guerrilla.server.tls import TLSError
 from guerrilla.smtp.hosts import AllowedHosts
-from guerrilla.stats import Counters
 
 
 class StartError(Exception):
@@ -71,8 +71,8 @@ class Generation:
         """Open the daemon's own log now, and not when it is first used. Raises as ``log`` does."""
         self._open_log(self.config.log_file, self.config.log_level)
 
-    def build(self, registry: Registry, memory: Memory, counters: Counters) -> None:
-        """Make everything that can be made at once; nothing outside is touched but files that are opened.
+    async def build(self, registry: Registry, memory: Memory, counters: Counters) -> None:
+        """Make everything that can be made before the start; nothing outside is touched but files that are opened.
 
         ``memory`` and ``counters`` are the daemon's: they outlive a configuration.
 
@@ -94,7 +94,7 @@ class Generation:
         except ValueError as error:
             raise StartError(f"allowed_hosts: {error}") from error
         for place, server in places(config).items():
-            self.policies[place] = self._policy(server, hosts, backend, spool)
+            self.policies[place] = await self._policy(server, hosts, backend, spool)
 
     async def start(self) -> None:
         """Open what the processors need, and let the workers begin. Raises StartError if one cannot be opened."""
@@ -145,10 +145,11 @@ class Generation:
                 f"spool_path {config.spool_path!r}: no file can be made there: {error.strerror}"
             ) from error
 
-    def _policy(self, server: ServerConfig, hosts: AllowedHosts, backend: Backend, spool: Spool) -> Policy:
+    async def _policy(self, server: ServerConfig, hosts: AllowedHosts, backend: Backend, spool: Spool) -> Policy:
         log = self._open_log(server.log_file or self.config.log_file, server.log_level or self.config.log_level)
         try:
-            return Policy(server, hosts=hosts, backend=backend, spool=spool, log=log)
+            # A thousand certificates take seconds, in which mail flows on.
+            return await asyncio.to_thread(Policy, server, hosts=hosts, backend=backend, spool=spool, log=log)
         except TLSError as error:
             raise StartError(f"server {server.listen_interface}: {error}") from error
 

@@ -21,10 +21,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+import guerrilla.privileges as privileges
 import guerrilla.systemd as systemd
 from guerrilla.config import AppConfig, ConfigError, Problem
 from guerrilla.control import Control, ControlError, answer_blocking, close_control, control_path, open_control
 from guerrilla.generation import StartError
+from guerrilla.server.tls import without_tracebacks
 from guerrilla.stats import Stats
 from guerrilla.supervisor import DRAIN, HURRY, REOPEN, Share, Supervised, Supervisor
 
@@ -95,6 +97,7 @@ def run(
     ``Daemon.start`` does.
     """
     with contextlib.ExitStack() as opened:
+        opened.enter_context(without_tracebacks())
         notifier = systemd.Notifier()
         opened.callback(notifier.close)
         try:
@@ -115,9 +118,11 @@ def run(
 def _control(daemon: Served, *, wanted: bool) -> Iterator[socket.socket | None]:
     try:
         path = control_path(daemon.config) if wanted else None
-        listening = open_control(path) if path is not None else None
+        listening = open_control(path, _later(daemon.config)) if path is not None else None
     except ControlError as error:
         raise StartError(f"control_socket: {error}") from error
+    except privileges.PrivilegeError as error:
+        raise StartError(str(error)) from error
     if path is None or listening is None:
         yield None
         return
@@ -125,6 +130,12 @@ def _control(daemon: Served, *, wanted: bool) -> Iterator[socket.socket | None]:
         yield listening
     finally:
         close_control(listening, path)
+
+
+def _later(config: AppConfig) -> tuple[int, int]:
+    """Return which user and group root will have become; who is not root stays as he is. Raises PrivilegeError."""
+    as_root = os.geteuid() == 0
+    return privileges.owner(config.user, config.group) if as_root else (privileges.UNCHANGED, privileges.UNCHANGED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +242,7 @@ def _supervise(house: _House[ServedT]) -> None:
 
         control = house.control
         if control is not None:
-            supervisor.listen_to(control, lambda: answer_blocking(control, answer))
+            supervisor.listen_to(control, lambda asking: answer_blocking(asking, answer))
         supervisor.run(house.started)
 
 
@@ -410,6 +421,7 @@ class _Service(Generic[ServedT]):
     async def reload(self) -> None:
         """Read the configuration anew and let it hold; the log says what came of it. Raises as ``reload_config``."""
         daemon = self._daemon
+        gc.collect()  # what the reload before has left, in cycles: a calm collector would let hundreds come together
         self._house.notifier.reloading()
         try:
             await daemon.reload_config(self._house.read())

@@ -20,6 +20,7 @@ from tests.private_servers import PhpFpm, serve
 
 from guerrilla.envelope import Address, Envelope
 from guerrilla.processors.fastcgi import FastCGI, FastCGIConfig
+from guerrilla.processors.fastcgi.protocol import request
 from guerrilla.smtp.replies import NO_SUCH_USER, OK, STORAGE_NOT_AVAILABLE, Reply
 
 SCRIPTS = Path(__file__).parent / "php"
@@ -180,6 +181,31 @@ async def test_what_php_drops(opened: Opened, scripts: Path, envelope: Envelope)
         assert await save(fastcgi, envelope) is STORAGE_NOT_AVAILABLE
         assert await save(fastcgi, mail()) is OK
     assert len(kept(scripts)) == 1
+
+
+@pytest.mark.parametrize("over", ["unix", "tcp"])
+@pytest.mark.parametrize("missing", [0, 1, 1000])
+async def test_a_body_that_is_cut_short(php: MailPhpFpm, scripts: Path, over: str, missing: int) -> None:
+    """PHP takes it for the whole; a script that compares its length does not."""
+    form = b"subject=x&body=" + b"a" * 2000
+    params = {
+        "SCRIPT_FILENAME": str(scripts / "save.php"),
+        "REQUEST_METHOD": "POST",
+        "CONTENT_TYPE": "application/x-www-form-urlencoded",
+        "CONTENT_LENGTH": str(len(form)),
+    }
+    octets = b"".join(request(params, [form]))
+    if over == "tcp":
+        reader, writer = await asyncio.open_connection(php.host, php.port)
+    else:
+        reader, writer = await asyncio.open_unix_connection(php.socket_path)
+    writer.write(octets[: -8 - missing])  # 8 octets say that the form has ended
+    writer.write_eof()
+    async with asyncio.timeout(60):
+        answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert (b"SAVED" in answer, len(kept(scripts))) == ((False, 0) if missing else (True, 1))
 
 
 async def test_a_refusal(opened: Opened, scripts: Path) -> None:

@@ -469,3 +469,9 @@ def test_bad_configuration(key: str, value: object, meant: str) -> None:
     assert key in {problem["loc"][0] for problem in caught.value.errors()}
     assert "12345" not in str(caught.value)
     assert problems_of(caught.value, GuerrillaDbRedisConfig)
+
+
+def test_the_keys_of_the_pool_are_those_of_sql() -> None:
+    pool = {"sql_max_open_conns": 9, "sql_max_idle_conns": 3, "sql_max_conn_lifetime": "1h"}
+    settings = GuerrillaDbRedisConfig.model_validate(KEYS | pool).settings()
+    assert (settings.max_open, settings.max_idle, settings.lifetime) == (9, 3, 3600.0)

@@ -171,7 +171,7 @@ async def test_what_was_left_half_written_is_swept_at_the_start(home: Path, open
         pytest.param("../joe", {}, NO_SUCH_USER, id="nor what is no name"),
         pytest.param("", {}, NO_SUCH_USER, id="nor nobody"),
         pytest.param("joe", {"maildir_user_map": "joe=-1:-1,eve=-1:-1"}, OK, id="in the map, with a Maildir"),
-        pytest.param("eve", {"maildir_user_map": "joe=-1:-1,eve=-1:-1"}, NO_SUCH_USER, id="in the map, without one"),
+        pytest.param("eve", {"maildir_user_map": "eve=-1:-1"}, STORAGE_NOT_AVAILABLE, id="in the map, without one"),
         pytest.param("ann", {"maildir_user_map": "joe=-1:-1"}, NO_SUCH_USER, id="not in the map"),
         pytest.param("no-such-user-here", {"maildir_path": "~/Maildir"}, NO_SUCH_USER, id="no system user"),
     ],
@@ -206,6 +206,21 @@ async def test_what_cannot_be_looked_up_is_an_outage(home: Path, opened: Open, l
         "the message was not stored",
     ] * 2
     assert all(str(home) in entry["cause"] for entry in log.entries)
+
+
+async def test_a_disk_that_is_not_mounted_is_an_outage(home: Path, opened: Open, log: LogCapture) -> None:
+    """Its mount point is an empty folder: then nobody is told for ever that there is no such user."""
+    async with opened() as maildir:
+        home.rename(home.with_name("away"))
+        home.mkdir()
+        assert await maildir.validate_rcpt(mail(), following) is STORAGE_NOT_AVAILABLE
+        assert await maildir.save_mail(mail(), following) is STORAGE_NOT_AVAILABLE
+        assert kept(home) == []
+        home.rmdir()
+        home.with_name("away").rename(home)
+        assert await maildir.save_mail(mail(), following) is OK
+    assert [entry["log_level"] for entry in log.entries] == ["error", "error"]
+    assert all("is its disk mounted?" in entry["cause"] for entry in log.entries)
 
 
 @pytest.mark.parametrize(

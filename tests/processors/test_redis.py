@@ -548,3 +548,7 @@ def test_required() -> None:
     with pytest.raises(ValidationError) as caught:
         RedisConfig.model_validate({})
     assert [problem["type"] for problem in caught.value.errors()] == ["missing"] * 2
+
+
+def test_a_password_in_the_address_is_not_shown() -> None:
+    assert "s3cret" not in repr(RedisConfig(redis_interface="redis://:s3cret@127.0.0.1:6379", redis_expire_seconds=1))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
+import socket
 import ssl
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +17,7 @@ from tests.server.certificates import Issued, gullible, issue
 from tests.server.tls_clients import WAYS, refused, secured, tls_of_a_message
 
 from guerrilla.config import Problem, TLSConfig
-from guerrilla.server.tls import TLSError, make_context
+from guerrilla.server.tls import TLSError, make_context, without_tracebacks
 
 if TYPE_CHECKING:
     from tests.server.conftest import House, HouseMaker
@@ -99,27 +104,72 @@ async def test_the_name_is_told_where_there_is_one_certificate_too(serve: HouseM
     assert (await tls_of_a_message(house, client)).server_name == "any.test"
 
 
-async def test_a_name_that_is_not_ascii_harms_only_who_asks_for_it(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Python cannot tell us this name. It writes a line to stderr and fails the handshake.
-    seen: list[object] = []
-    monkeypatch.setattr(sys, "unraisablehook", seen.append)
-    client = await house.connect()
-    if not house.server.policy.tls_always_on:
-        await client.reply()
-        await client.say("STARTTLS")
+def odd_hello() -> bytes:
+    """Return what a client says first that asks for a name that is not ASCII."""
     outgoing = ssl.MemoryBIO()
     with pytest.raises(ssl.SSLWantReadError):
         gullible().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="aa.test").do_handshake()
     hello = outgoing.read()
     assert hello.count(b"aa.test") == 1
-    await client.send(hello.replace(b"aa.test", b"\xc3\xa9.test"))
-    await client.rest()
-    await house.empty()
-    assert len(seen) == 1
+    return hello.replace(b"aa.test", b"\xc3\xa9.test")
+
+
+async def test_a_name_that_is_not_ascii_harms_only_who_asks_for_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    with without_tracebacks():
+        client = await house.connect()
+        if not house.server.policy.tls_always_on:
+            await client.reply()
+            await client.say("STARTTLS")
+        await client.send(odd_hello())
+        await client.rest()
+        await house.empty()
+    assert seen == []
+    (record,) = house.log
+    assert "CALLBACK_FAILED" in record["cause"]
     client, _ = await secured(house, gullible(), server_name="one.test")
     assert (await client.say("NOOP"))[:3] == "250"
+
+
+def raised(error: Exception, about: object = None, text: str | None = None) -> Any:
+    """Return what the interpreter tells of an error that nobody can catch."""
+    return SimpleNamespace(exc_type=type(error), exc_value=error, exc_traceback=None, err_msg=text, object=about)
+
+
+def test_other_errors_that_nobody_can_catch_are_told_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    odd = UnicodeDecodeError("ascii", b"\xc3\xa9", 0, 1, "ordinal not in range(128)")
+    others = [raised(ValueError(), b"\xc3\xa9"), raised(odd, b"another"), raised(odd, text="in __del__")]
+    with without_tracebacks():
+        for each in (raised(odd, b"\xc3\xa9"), raised(odd, text="in ssl servername callback while ..."), *others):
+            sys.unraisablehook(each)
+    assert seen == others
+    assert sys.unraisablehook == seen.append
+
+
+def test_guerrillad_writes_no_traceback_for_a_name_that_is_not_ascii(issued: dict[str, Issued], tmp_path: Path) -> None:
+    server = {"listen_interface": "127.0.0.1:0", "tls": settings(issued, tmp_path, "tls_always_on")}
+    (tmp_path / "a.json").write_text(json.dumps({"pid_file": "a.pid", "control_socket": "off", "servers": [server]}))
+    command = [sys.executable, "-m", "guerrilla", "serve", "-c", "a.json"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as daemon:
+        try:
+            assert daemon.stdout is not None
+            found = next(match for line in daemon.stdout if (match := re.search(r"127\.0\.0\.1:(\d+)", line)))
+            with socket.create_connection(("127.0.0.1", int(found[1])), 30) as client:
+                client.sendall(odd_hello())
+                while client.recv(4096):
+                    pass
+            daemon.terminate()
+            _, told = daemon.communicate(timeout=60)
+        finally:
+            daemon.kill()
+    assert "CALLBACK_FAILED" in told
+    assert "Traceback" not in told
+    assert daemon.returncode == 0
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

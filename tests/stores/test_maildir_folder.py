@@ -18,6 +18,7 @@ from guerrilla.stores.maildir_folder import (
     SWEEP_AGE,
     UNIQUE_NAME,
     Maildir,
+    NoMaildirError,
     Owner,
     UnknownUserError,
     unique_name,
@@ -178,6 +179,7 @@ def test_a_folder_that_may_only_be_gone_through_is_enough(folder: Path, tmp_path
 
 def test_check(maildir: Maildir, folder: Path, tmp_path: Path) -> None:
     """No Maildir is an unknown user; no folder where it should be in is an outage, and the error says where."""
+    (tmp_path / "lost+found").mkdir()
     maildir.check()
     folder.rmdir()
     with pytest.raises(UnknownUserError):
@@ -186,6 +188,22 @@ def test_check(maildir: Maildir, folder: Path, tmp_path: Path) -> None:
         deliver(maildir)
     with pytest.raises(FileNotFoundError, match=re.escape(f"{tmp_path}/none/joe")):
         Maildir(str(tmp_path / "none"), ["joe"]).check()
+
+
+def test_where_there_is_nothing_at_all_nobody_is_unknown(maildir: Maildir, folder: Path) -> None:
+    """What a disk leaves behind that is not mounted is an empty folder."""
+    folder.rmdir()
+    for use in (maildir.check, lambda: deliver(maildir)):
+        with pytest.raises(NoMaildirError, match=r"is its disk mounted\?$") as caught:
+            use()
+        assert caught.type is NoMaildirError
+
+
+def test_who_is_known_is_not_unknown_for_want_of_a_maildir(tmp_path: Path) -> None:
+    (tmp_path / "ann").mkdir()
+    with pytest.raises(NoMaildirError, match="the user is known") as caught:
+        Maildir(str(tmp_path), ["joe"], known=True).check()
+    assert caught.type is NoMaildirError
 
 
 def test_the_error_says_where(maildir: Maildir, folder: Path) -> None:

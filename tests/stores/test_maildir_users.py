@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guerrilla.stores.maildir_folder import Maildir, Owner, UnknownUserError
+from guerrilla.stores.maildir_folder import Maildir, NoMaildirError, Owner, UnknownUserError
 from guerrilla.stores.maildir_users import Layout, parse_user_map
 
 LAYOUT = Layout("/srv/mail/[user]/Maildir")
@@ -100,6 +100,28 @@ def test_the_home_folder_is_the_systems_to_say() -> None:
     assert (maildir.base, maildir.parts) == (entry.pw_dir, ("mail", "Maildir"))
     with pytest.raises(UnknownUserError):
         Layout("~/Maildir").of("no-such-user-here")
+
+
+def test_a_home_folder_that_is_missing_with_all_others_is_an_outage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is for who is in the map; else a system user without a home folder is no user."""
+
+    class Entry:
+        pw_dir = str(tmp_path / "homes" / "joe")
+
+    (tmp_path / "homes").mkdir()
+    monkeypatch.setattr(pwd, "getpwnam", lambda name: Entry)
+    with pytest.raises(NoMaildirError, match=r"is its disk mounted\?$"):
+        Layout("~/Maildir").of("joe")
+    (tmp_path / "homes" / "ann").mkdir()
+    with pytest.raises(UnknownUserError, match="no system user 'joe' with a home"):
+        Layout("~/Maildir").of("joe")
+    with pytest.raises(NoMaildirError, match="no system user 'joe' with a home") as caught:
+        Layout("~/Maildir", {"joe": Owner()}).of("joe")
+    assert caught.type is NoMaildirError
+    (tmp_path / "homes" / "joe").mkdir()
+    assert Layout("~/Maildir").of("joe").base == Entry.pw_dir
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ class MemoryServer:
     def __init__(self) -> None:
         self.copies: dict[str, list[bytes]] = {}
         self.left_open: list[socket.socket] = []
+        self.left_running: list[asyncio.Task[Any]] = []
         self._loop = asyncio.get_running_loop()
         self.up = asyncio.Event()
         self.up.set()
@@ -132,8 +133,15 @@ class Store(Processor[ProcessorConfig]):
 @pytest.fixture
 async def server() -> AsyncIterator[MemoryServer]:
     memory = MemoryServer()
-    running = asyncio.create_task(memory.run())
+    others = {*asyncio.all_tasks(), running := asyncio.create_task(memory.run())}
     yield memory
+    # A store that was found out may be in the middle of something, and begins another thing when it is cancelled.
+    memory.up.set()
+    await memory.thaw()
+    while left := asyncio.all_tasks() - others - {asyncio.current_task()}:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=0.01)
     running.cancel()
     for sock in memory.left_open:
         sock.close()
@@ -452,7 +460,7 @@ class LeavesASocketWhenCancelled(Store):
 class LeavesATask(Store):
     async def initialize(self) -> None:
         await super().initialize()
-        self.beating = asyncio.create_task(asyncio.Event().wait())
+        self.server.left_running.append(asyncio.create_task(asyncio.Event().wait()))
 
 
 @pytest.mark.parametrize(

@@ -7,24 +7,21 @@ This file has the keys and the answers, and decides where a body goes; rows, key
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Sequence
 from typing import Final
 
-from pydantic import ConfigDict, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from guerrilla.backends.batch import Batcher, BatchRefusedError
-from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, ProcessorConfig, Reply
+from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, Reply
 from guerrilla.stores.base import Bodies, MailStore
 from guerrilla.stores.body import body_of
-from guerrilla.stores.dsn import kind_of, read_dsn
-from guerrilla.stores.redis import RedisBodies, parse_interface
+from guerrilla.stores.redis import RedisBodies
+from guerrilla.stores.redis_keys import RedisKeys
 from guerrilla.stores.sql import SqlStore
 from guerrilla.stores.sql_answer import keep_and_pass
-from guerrilla.stores.sql_table import checked_name
-from guerrilla.stores.sql_writer import SqlSettings, SqlWriter
+from guerrilla.stores.sql_keys import SqlKeys
+from guerrilla.stores.sql_writer import SqlWriter
 
 _KEY: Final = "redis"
 """Where the rows' writer looks in ``envelope.values``, and what it finds there, if the body is in Redis."""
@@ -33,43 +30,9 @@ _MAX_BATCH: Final = 1 << 24
 """Octets of mail in one round trip to Redis, and in memory for it; a larger message goes alone."""
 
 
-class GuerrillaDbRedisConfig(ProcessorConfig):
+class GuerrillaDbRedisConfig(SqlKeys, RedisKeys):
     """The keys of GuerrillaDbRedis."""
 
-    model_config = ConfigDict(hide_input_in_errors=True)
-
-    mail_table: str = Field(default="new_mail", description="The table: letters, digits and _, at most 64.")
-    sql_driver: str = Field(
-        default="sqlite",
-        description='Which database: "mysql" or "mariadb", "postgres" or "pgx", "sqlite".',
-    )
-    sql_dsn: str = Field(
-        default="guerrilla.db",
-        validate_default=True,
-        repr=False,
-        description="Where it is: user:password@tcp(host:3306)/name or user:password@unix(/socket)/name for MySQL, "
-        "host=… user=… password=… dbname=… or postgres://… for PostgreSQL, the path of the file for SQLite (a relative "
-        "one starts at the working folder), or a URL of SQLAlchemy.",
-    )
-    sql_create_table: bool | None = Field(
-        default=None,
-        description="Make the table at the start if it is not there, for SQLite the file too. As a default, only "
-        "SQLite does; `guerrillad schema-sql` prints what you run yourself.",
-    )
-    primary_mail_host: str = Field(
-        default_factory=socket.gethostname,
-        min_length=1,
-        max_length=255,
-        description="The host name in the column `to`; as a default, the machine's own.",
-    )
-    redis_interface: str = Field(
-        repr=False,
-        description="Where Redis is: host:port, the path of a Unix socket, or a URL with user, password, database and "
-        "options for TLS: redis://, rediss:// or unix://.",
-    )
-    redis_expire_seconds: int = Field(
-        ge=1, le=1_000_000_000, description="How long a body is kept: Redis deletes it after so many seconds."
-    )
     redis_sql_batch_timeout: int = Field(
         default=3,
         ge=1,
@@ -77,46 +40,6 @@ class GuerrillaDbRedisConfig(ProcessorConfig):
         description="How many seconds Redis may take for a body, before it goes into the database instead; less than "
         "gw_save_timeout is meant. No batch waits to be filled.",
     )
-
-    @field_validator("mail_table")
-    @classmethod
-    def _check_table(cls, value: str) -> str:
-        return checked_name(value)
-
-    @field_validator("sql_driver")
-    @classmethod
-    def _check_driver(cls, value: str) -> str:
-        return kind_of(value)
-
-    @field_validator("sql_dsn", mode="before")
-    @classmethod
-    def _check_dsn(cls, value: object, info: ValidationInfo) -> object:
-        """Read it, and show nothing of it: the password may be anywhere."""
-        try:
-            if not isinstance(value, str):
-                raise ValueError("a text in double quotes is meant")
-            if "sql_driver" in info.data:
-                read_dsn(info.data["sql_driver"], value)
-        except ValueError as error:
-            raise PydanticCustomError(
-                "refused", "{found}: {meant}", {"found": "not usable", "meant": str(error)}
-            ) from None
-        return value
-
-    @field_validator("redis_interface")
-    @classmethod
-    def _check_interface(cls, value: str) -> str:
-        parse_interface(value)
-        return value
-
-    def settings(self) -> SqlSettings:
-        """Return what they say about the table."""
-        return SqlSettings(
-            dsn=read_dsn(self.sql_driver, self.sql_dsn),
-            table=self.mail_table,
-            host=self.primary_mail_host,
-            create_table=self.sql_driver == "sqlite" if self.sql_create_table is None else self.sql_create_table,
-        )
 
 
 class _Copy:

@@ -15,7 +15,7 @@ from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, P
 from guerrilla.smtp.replies import INSUFFICIENT_STORAGE, NO_SUCH_USER, STORAGE_NOT_AVAILABLE
 from guerrilla.stores.base import Bodies, MailStore
 from guerrilla.stores.maildir import Delivery, MaildirStore
-from guerrilla.stores.maildir_folder import UnknownUserError, unique_name
+from guerrilla.stores.maildir_folder import NoMaildirError, UnknownUserError, unique_name
 from guerrilla.stores.maildir_users import Layout, parse_user_map
 
 _THREADS = 16
@@ -59,6 +59,10 @@ class MailDir(Processor[MailDirConfig]):
     Reads ``delivery_header``, ``data``, ``rcpt_to``, ``queued_id`` and ``received_at``. The user is the local part; it
     must be in ``maildir_user_map``, if there is one, and its Maildir must be there (``tmp``, ``new`` and ``cur`` in it
     are made). Listed in ``validate_process``, it answers for each recipient whether that is so.
+
+    Who is unknown is answered 550: who is not in the map or, without a map, has no Maildir. That a Maildir is missing
+    is an outage, 451, if its user is in the map, or the folder where it should be is missing or empty, as when its disk
+    is not mounted.
 
     A message is kept for all its recipients or for none: if one of them is unknown when it is saved, it is refused with
     550 and nothing is kept. A full disk is answered 452, any other fault 451. When a later processor does not keep
@@ -159,7 +163,7 @@ class MailDir(Processor[MailDirConfig]):
             self.layout.of(user).check()
         except UnknownUserError:
             return NO_SUCH_USER
-        except OSError as error:
+        except (NoMaildirError, OSError) as error:
             self.log.error("a recipient could not be looked up", cause=str(error))
             return STORAGE_NOT_AVAILABLE
         return None
@@ -170,7 +174,8 @@ class MailDir(Processor[MailDirConfig]):
         except UnknownUserError as error:
             self.log.warning("the message was not stored", queued_id=envelope.queued_id, cause=str(error))
             return NO_SUCH_USER
-        except OSError as error:
+        except (NoMaildirError, OSError) as error:
             self.log.error("the message was not stored", queued_id=envelope.queued_id, cause=str(error))
-            return INSUFFICIENT_STORAGE if error.errno in _FULL else STORAGE_NOT_AVAILABLE
+            full = isinstance(error, OSError) and error.errno in _FULL
+            return INSUFFICIENT_STORAGE if full else STORAGE_NOT_AVAILABLE
         return None

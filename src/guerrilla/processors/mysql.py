@@ -5,44 +5,28 @@ The same as Sql otherwise, which has more keys. This file has the keys and the a
 
 from __future__ import annotations
 
-import socket
-
-from pydantic import ConfigDict, field_validator
+from pydantic import field_validator
 from pydantic_core import PydanticCustomError
 
-from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, ProcessorConfig, Reply
+from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, Reply
 from guerrilla.stores.base import Bodies, MailStore
 from guerrilla.stores.dsn import mysql_dsn
 from guerrilla.stores.sql import SqlStore
 from guerrilla.stores.sql_answer import keep_and_pass
-from guerrilla.stores.sql_table import checked_name
+from guerrilla.stores.sql_keys import TableKeys
 from guerrilla.stores.sql_writer import SqlSettings, SqlWriter
 
 
-class MySqlConfig(ProcessorConfig):
+class MySqlConfig(TableKeys):
     """The keys of MySql."""
 
-    model_config = ConfigDict(hide_input_in_errors=True)
-
-    mail_table: str = Field(default="new_mail", description="The table: letters, digits and _, at most 64.")
     mysql_host: str = Field(
         default="127.0.0.1:3306", description="Where the server is: host:port, or the path of its Unix socket."
     )
     mysql_user: str = Field(description="The user.")
     mysql_pass: str = Field(repr=False, description="The user's password.")
     mysql_db: str = Field(min_length=1, description="The database in which the table is.")
-    primary_mail_host: str = Field(
-        default_factory=socket.gethostname,
-        min_length=1,
-        max_length=255,
-        description="The host name in the column `to`; as a default, the machine's own.",
-    )
     sql_create_table: bool = Field(default=False, description="Make the table at the start if it is not there.")
-
-    @field_validator("mail_table")
-    @classmethod
-    def _check_table(cls, value: str) -> str:
-        return checked_name(value)
 
     @field_validator("mysql_host")
     @classmethod

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from pydantic import field_validator
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 
 from guerrilla.backends.batch import Batcher
-from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, ProcessorConfig, Reply
+from guerrilla.backends.processor import CallNext, Envelope, Processor, Reply
 from guerrilla.smtp.replies import STORAGE_NOT_AVAILABLE
 from guerrilla.stores.base import Bodies
 from guerrilla.stores.body import body_of
-from guerrilla.stores.redis import RedisBodies, parse_interface
+from guerrilla.stores.redis import RedisBodies
+from guerrilla.stores.redis_keys import RedisKeys
 
 _KEY = "redis"
 """Where Sql looks in ``envelope.values``, as the Go program's does, and what it finds there."""
@@ -24,22 +24,8 @@ _MAX_BATCH = 1 << 24
 _START_SECONDS = 5.0
 
 
-class RedisConfig(ProcessorConfig):
+class RedisConfig(RedisKeys):
     """The keys of Redis."""
-
-    redis_interface: str = Field(
-        description="Where Redis is: host:port, the path of a Unix socket, or a URL with user, password, database and "
-        "options for TLS: redis://, rediss:// or unix://."
-    )
-    redis_expire_seconds: int = Field(
-        ge=1, le=1_000_000_000, description="How long a message is kept: Redis deletes it after so many seconds."
-    )
-
-    @field_validator("redis_interface")
-    @classmethod
-    def _check_interface(cls, value: str) -> str:
-        parse_interface(value)
-        return value
 
 
 class _Copy:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 MAX_UNREAD: Final = 16384
 """Octets that a client may send ahead while its answer is out, before we stop reading."""
-LINGER: Final = 2.0
+LINGER = 2.0
 """Seconds that we read on after the last word to a client that still talks, so that a reset does not swallow it."""
 
 
@@ -212,9 +212,8 @@ class Connection(asyncio.BufferedProtocol):
     def leave(self) -> None:
         """Live by no policy any more: the server has counted this connection out."""
         self._policy.leave()
-        if self._session is not None:
-            seconds = self._loop.time() - self._began
-            self._server.witness.disconnected(self._server.name, self.client, seconds, self._kept)
+        if self._session is not None and self._refusal is None:
+            self._tell_end()
 
     def drain(self) -> None:
         """Let the transaction under way end, then say 421 and close."""
@@ -286,13 +285,21 @@ class Connection(asyncio.BufferedProtocol):
         self._watch(session)
 
     def _introduced(self, session: Session, event: Introduced) -> None:
-        """Be the client that XCLIENT has named."""
-        if event.remote_ip == self.remote_ip:
-            return  # that of the proxy still
-        self.remote_ip = event.remote_ip
-        refusal = self._settle()
-        if refusal is not None:
-            session.close(refusal)
+        """Be the client that XCLIENT has named: told of as if the proxy had gone, and the client come."""
+        self._tell_end()
+        self._began, self._kept = self._loop.time(), 0
+        proxy = self.remote_ip
+        self.remote_ip, self._remote_port = event.remote_ip, event.remote_port
+        if self.remote_ip != proxy:
+            self._refusal = self._settle()
+        if self._refusal is None:
+            self._server.witness.connected(self._server.name, self.client)
+        else:
+            session.close(self._refusal)
+
+    def _tell_end(self) -> None:
+        seconds = self._loop.time() - self._began
+        self._server.witness.disconnected(self._server.name, self.client, seconds, self._kept)
 
     def _settle(self) -> Reply | None:
         refusal = self._server.settle(self.remote_ip)

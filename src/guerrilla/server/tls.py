@@ -10,15 +10,20 @@ import hashlib
 import os
 import re
 import ssl
+import sys
 import warnings
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 from guerrilla.config import Problem, TLSConfig
 from guerrilla.envelope import ClientCertificate, TLSInfo
 from guerrilla.server.key_pairs import KeyPair, TLSError, as_file, read_file
 
-__all__ = ["TLSError", "fingerprint", "make_context", "openssl_name", "tls_info"]
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+__all__ = ["TLSError", "fingerprint", "make_context", "openssl_name", "tls_info", "without_tracebacks"]
 
 _VERSIONS: Final = {
     "tls1.0": ssl.TLSVersion.TLSv1,
@@ -32,6 +37,8 @@ _CLIENT_AUTH: Final = {
     "VerifyClientCertIfGiven": ssl.CERT_OPTIONAL,
     "RequireAndVerifyClientCert": ssl.CERT_REQUIRED,
 }
+_CHECKED: Final = {"RequestClientCert": "VerifyClientCertIfGiven", "RequireAnyClientCert": "RequireAndVerifyClientCert"}
+"""What Python cannot do, and what comes next to it."""
 _SUITES: Final = "ALL:!aNULL:!eNULL:!PSK:!SRP:!kDHE:@SECLEVEL=0"
 """What can be agreed on with a certificate and a curve, which is all that a server here has."""
 _SIGNAL: Final = "TLS_FALLBACK_SCSV"
@@ -70,10 +77,11 @@ def make_context(config: TLSConfig, warn: Callable[[Problem], None] = lambda pro
     ``warn`` is told of what has no effect, by its key such as ``tls.ciphers``. Raises TLSError with what was found,
     where, and what was meant.
     """
-    if config.client_auth_type not in _CLIENT_AUTH:
+    if config.client_auth_type in _CHECKED:
         raise TLSError(
             f"tls.client_auth_type {config.client_auth_type}: Python's ssl cannot ask for a certificate without "
-            f"checking it; meant: {', '.join(_CLIENT_AUTH)}"
+            f"checking it; meant: NoClientCert, or {_CHECKED[config.client_auth_type]} with the authorities in "
+            "tls.root_cas_file"
         )
     suites = _suites(config, warn)
     authorities = _authorities(config)
@@ -120,6 +128,30 @@ def _chooser(by_name: dict[str, ssl.SSLContext | None]) -> Callable[[_Secured, s
                 return
 
     return choose
+
+
+@contextmanager
+def without_tracebacks() -> Iterator[None]:
+    """Let no client write a traceback to our stderr, by asking for a name that is not ASCII (RFC 6066 section 3).
+
+    Python decodes the name before it calls us. It fails the handshake then, which the log tells, and gives the error to
+    ``sys.unraisablehook``, where this one is dropped. The hook is the whole process's: this is for its owner.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: UnraisableHookArgs) -> None:
+        error = unraisable.exc_value
+        # Up to Python 3.13 the name is the object in question; later the message has it.
+        if not isinstance(error, UnicodeDecodeError) or (
+            error.object != unraisable.object and "ssl servername callback" not in (unraisable.err_msg or "")
+        ):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 # The settings, which are the same for all certificates of a server.

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from guerrilla.header import parse_header, text_of
 from guerrilla.stores.base import MailSummary
-from guerrilla.stores.maildir_folder import UNIQUE_NAME, Maildir, UnknownUserError
+from guerrilla.stores.maildir_folder import UNIQUE_NAME, Maildir, NoMaildirError
 from guerrilla.stores.maildir_users import Layout
 
 _MAX_HEADER = 65_536
@@ -35,7 +35,7 @@ class Delivery:
     def store(self, chunks: Callable[[], Iterable[bytes]]) -> None:
         """Write the message for every user, and only then move the files to where readers see them.
 
-        Raises UnknownUserError or OSError at the first user for whom it does not work: then ``remove`` it.
+        Raises NoMaildirError or OSError at the first user for whom it does not work: then ``remove`` it.
         """
         for user, name in self._files:
             if self._given_up:
@@ -99,7 +99,7 @@ class MaildirStore:
         if self._user is None:
             yield from self._layout.maildirs()
             return
-        with suppress(UnknownUserError):
+        with suppress(NoMaildirError):
             maildir = self._layout.of(self._user)
             maildir.check()
             yield maildir

@@ -2,7 +2,7 @@
 
 A message is written in ``tmp``, synced, and moved to ``new``, whose entry is synced in turn: who sees it sees it whole.
 Readers move it on to ``cur``, and add ``:2,`` and flags to its name. All functions here block; what they raise is
-OSError, with the path of the Maildir in it, or UnknownUserError.
+OSError, with the path of the Maildir in it, or NoMaildirError.
 
 A user may own his Maildir and put anything into it, and we may be root. So nothing below the operator's part of the
 path is reached by its name in full: each folder is opened in the one before it, and no symbolic link is followed.
@@ -35,8 +35,12 @@ _WALK = getattr(os, "O_PATH", os.O_RDONLY)
 """To go through a folder, where the system knows the difference, no right to read it is needed."""
 
 
-class UnknownUserError(LookupError):
-    """There is no such user, or it has no Maildir."""
+class NoMaildirError(LookupError):
+    """A Maildir is not there, and that says nothing of its user: a disk may not be mounted."""
+
+
+class UnknownUserError(NoMaildirError):
+    """There is no such user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +71,18 @@ def _host_part(host: str) -> str:
 
 
 class Maildir:
-    """One Maildir: ``base``, which is the operator's and may be reached through links, and ``parts`` below it."""
+    """One Maildir: ``base``, which is the operator's and may be reached through links, and ``parts`` below it.
 
-    __slots__ = ("base", "owner", "parts")
+    Of who is not ``known`` otherwise, it says whether there is such a user.
+    """
 
-    def __init__(self, base: str, parts: Sequence[str] = (), owner: Owner = AS_MADE) -> None:
+    __slots__ = ("base", "known", "owner", "parts")
+
+    def __init__(self, base: str, parts: Sequence[str] = (), owner: Owner = AS_MADE, *, known: bool = False) -> None:
         self.base = base
         self.parts = tuple(parts)
         self.owner = owner
+        self.known = known
 
     def __str__(self) -> str:
         """Return the path, for people."""
@@ -85,6 +93,7 @@ class Maildir:
 
         Raises:
             UnknownUserError: if ``base`` is there and it is not.
+            NoMaildirError: the same, but the user is known, or there is nothing at all in the folder above.
             OSError: if that cannot be said, or if it is a file or a link.
         """
         with self._opened():
@@ -127,7 +136,7 @@ class Maildir:
             with self._opened() as root:
                 written = _remove_from("tmp", name, root)
                 return _remove_from("new", name, root) or _remove_from("cur", name, root) or written
-        except UnknownUserError:
+        except NoMaildirError:
             return False  # the Maildir is gone, and the file with it
 
     def sweep(self, host: str) -> None:
@@ -160,7 +169,7 @@ class Maildir:
         try:
             with self._opened() as root, _folder(folder, root) as opened:
                 file = os.open(file_name, flags, dir_fd=opened)
-        except (FileNotFoundError, UnknownUserError):
+        except (FileNotFoundError, NoMaildirError):
             return None
         with open(file, "rb") as reader:
             status = os.fstat(file)
@@ -178,6 +187,13 @@ class Maildir:
             with _folder(".", root) as synced:
                 os.fsync(synced)
 
+    def _missing(self, above: int) -> NoMaildirError:
+        if self.known:
+            return NoMaildirError(f"the user is known, and there is no Maildir {self}")
+        if is_bare(".", above):
+            return NoMaildirError(f"there is no Maildir {self}, nor anything else beside it: is its disk mounted?")
+        return UnknownUserError(f"there is no Maildir {self}")
+
     @contextmanager
     def _opened(self) -> Iterator[int]:
         """Open the folder, part by part; whatever fails in it, the error says where."""
@@ -189,13 +205,25 @@ class Maildir:
                     try:
                         opened = os.open(part, _WALK | _FOLDER, dir_fd=above)
                     except FileNotFoundError:
-                        raise UnknownUserError(f"there is no Maildir {self}") from None
+                        raise self._missing(above) from None
                     os.close(above)
                 yield opened
             finally:
                 os.close(opened)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self)) from error
+
+
+def is_bare(folder: str, above: int | None = None) -> bool:
+    """Tell whether there is nothing in a folder, as in one where a disk belongs that is not mounted."""
+    try:
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=above)
+    except OSError:  # we may go through it, but not look around
+        return False
+    try:
+        return not os.listdir(opened)
+    finally:
+        os.close(opened)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 
-from guerrilla.stores.maildir_folder import AS_MADE, Maildir, Owner, UnknownUserError
+from guerrilla.stores.maildir_folder import AS_MADE, Maildir, NoMaildirError, Owner, UnknownUserError, is_bare
 
 USER = "[user]"
 """What stands for the name of the user in a template."""
@@ -51,14 +51,17 @@ class Layout:
 
         Raises:
             UnknownUserError: if nobody can have that name, or nobody has it.
+            NoMaildirError: if the user is known and its home folder is missing, or all are.
             OSError: if the home folder cannot be looked at.
         """
         name = user.lower()
         # Beyond ASCII there are letters whose lower case is an ASCII letter.
         if not user.isascii() or not _USER_NAME.fullmatch(name) or (self._owners and name not in self._owners):
             raise UnknownUserError(f"there is no user {user[:80]!r}")
-        base = _home(name) if self._in_home else self._base
-        return Maildir(base, [part.replace(USER, name) for part in self._parts], self._owners.get(name, AS_MADE))
+        known = bool(self._owners)
+        base = _home(name, known=known) if self._in_home else self._base
+        parts = [part.replace(USER, name) for part in self._parts]
+        return Maildir(base, parts, self._owners.get(name, AS_MADE), known=known)
 
     def maildirs(self) -> Iterator[Maildir]:
         """Yield each Maildir that is there and that we may go into, once. Raises OSError if that cannot be said."""
@@ -68,7 +71,7 @@ class Layout:
         seen: set[str] = set()
         for user in self._users():
             # A link in its place is no Maildir, and many homes of system users are closed: neither hides the others.
-            with suppress(UnknownUserError, NotADirectoryError, PermissionError):
+            with suppress(NoMaildirError, NotADirectoryError, PermissionError):
                 maildir = self.of(user)
                 maildir.check()
                 if str(maildir) not in seen:
@@ -92,15 +95,18 @@ class Layout:
                     yield user
 
 
-def _home(user: str) -> str:
-    try:
+def _home(user: str, *, known: bool) -> str:
+    home = ""
+    with suppress(KeyError):
         home = pwd.getpwnam(user).pw_dir
-        os.stat(home)
-    except (KeyError, FileNotFoundError):
-        raise UnknownUserError(f"there is no system user {user!r} with a home folder") from None
-    if not home.startswith("/"):
-        raise UnknownUserError(f"the system user {user!r} has no home folder")
-    return home
+    if home.startswith("/"):
+        with suppress(FileNotFoundError):
+            os.stat(home)
+            return home
+        if is_bare(os.path.dirname(home)):
+            raise NoMaildirError(f"there is no {home}, nor anything else beside it: is its disk mounted?")
+    kind = NoMaildirError if known else UnknownUserError
+    raise kind(f"there is no system user {user!r} with a home folder")
 
 
 def parse_user_map(text: str) -> dict[str, Owner]:

@@ -1,8 +1,9 @@
 <?php
 // Keeps a message in a file of its own, and says SAVED when it is on disk.
 
-// PHP drops what goes beyond post_max_size or max_input_vars, and runs the script all the same. The body comes last.
-if (!isset($_POST['body'])) {
+// PHP drops what goes beyond post_max_size or max_input_vars, and takes what ends too early because its sender has gone:
+// it runs the script all the same. The body comes last.
+if (!isset($_POST['body']) || strlen(file_get_contents('php://input')) !== (int) $_SERVER['CONTENT_LENGTH']) {
     http_response_code(500);
     exit;
 }

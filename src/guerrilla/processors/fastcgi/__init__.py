@@ -73,8 +73,9 @@ class FastCGI(Processor[FastCGIConfig]):
     *The save script* gets a POST with the fields ``rcpt_to_0``, ``rcpt_to_1`` and so on, ``remote_ip``, ``subject``,
     ``tls_on`` ("true" or "false"), ``helo``, ``mail_from`` (empty for a bounce) and, as the last one, ``body``: the
     whole message, octet for octet. It writes ``SAVED`` as the first line when it has the message safely, and nothing
-    else counts as a yes. PHP drops what goes beyond its ``post_max_size`` and ``max_input_vars`` and runs the script
-    all the same: so a script says SAVED only after it has seen a ``body``.
+    else counts as a yes. PHP drops what goes beyond its ``post_max_size`` and ``max_input_vars``, and takes a request
+    that ends too early because our time was over; it runs the script all the same. So a script keeps a message only
+    if there is a ``body``, and ``php://input`` is as long as ``CONTENT_LENGTH`` says; ``examples/save.php`` does so.
 
     *The validate script* gets a GET with ``rcpt_to``. It writes ``PASSED`` and nothing else for a yes. Any other answer
     is a no, 550.
