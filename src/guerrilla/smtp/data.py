@@ -110,8 +110,8 @@ class Content:
             if octets.endswith(b"\r"):
                 self._held_cr = True
                 octets = octets[:-1]
-            crlf = octets.count(b"\r\n")
-            if octets.count(b"\n") != crlf or octets.count(b"\r") != crlf:
+            # A search for one octet takes a quarter of the time of one for two, so this is not octets.count(b"\r\n").
+            if octets.replace(b"\r", b"").replace(b"\n", b"\r\n") != octets:
                 octets = self._mend(octets)
         self.size += len(octets)
         if self.size > self._max_size:
@@ -174,7 +174,10 @@ class DotReader:
         """Take octets; return how many of them belong to the message, or -1 if its end has not come."""
         held = self._held
         block = held + octets
-        end = block.find(_END_OF_DATA)
+        # To look for the dot alone is fast, and there may be none.
+        dot = block.find(b".")
+        dotted = block.find(b"\r\n.", max(dot - 2, 0)) if dot >= 0 else -1
+        end = block.find(_END_OF_DATA, dotted) if dotted >= 0 else -1
         if end < 0:
             keep = 0
             for length in (4, 3, 2, 1):
@@ -185,8 +188,10 @@ class DotReader:
             self._held = block[cut:]
         else:
             cut = end + 2
-        # RFC 5321 section 4.5.2: a dot at the beginning of a line that holds more is removed.
-        part = block[:cut].replace(b"\r\n.", b"\r\n")
+        part = block[:cut]
+        if 0 <= dotted < cut - 2:
+            # RFC 5321 section 4.5.2: a dot at the beginning of a line that holds more is removed.
+            part = part.replace(b"\r\n.", b"\r\n")
         if self._skip and part:
             part = part[self._skip :]
             self._skip = 0
