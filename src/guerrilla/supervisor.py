@@ -34,7 +34,7 @@ DRAIN, HURRY, REOPEN = b"drain\n", b"hurry\n", b"reopen\n"
 START_TIMEOUT: Final = 60.0
 """Seconds until a process must receive mail, or say why not."""
 QUICK_DEATH: Final = 2.0
-"""Seconds: a process that dies so soon is not replaced at once, but after a pause that grows."""
+"""Seconds: a process that fails so soon after its start is replaced after a pause that grows, others at once."""
 LONGEST_PAUSE: Final = 5.0
 """Seconds between two attempts to replace a process, at most."""
 PATIENCE: Final = 60.0
@@ -128,7 +128,8 @@ class Supervisor:
         self._on_reload = on_reload
         self._on_end = on_end
         self._control: socket.socket | None = None
-        self._answer: Callable[[], None] = lambda: None
+        self._asking: socket.socket | None = None
+        self._answer: Callable[[socket.socket], None] = lambda asking: None
         self._asked = False
         self._board = Board(4 * count(daemon.config) + 4, _SERVERS)
         self._stats = SharedStats(self._board.slots)
@@ -144,8 +145,8 @@ class Supervisor:
         """Return the numbers of all processes, those that have ended included; None before the first has written."""
         return self._stats.total()
 
-    def listen_to(self, control: socket.socket, answer: Callable[[], None]) -> None:
-        """Have ``answer`` called whenever somebody asks for something at this socket."""
+    def listen_to(self, control: socket.socket, answer: Callable[[socket.socket], None]) -> None:
+        """Have ``answer`` called with each connection that comes in at this socket; it is closed afterwards."""
         self._control, self._answer = control, answer
 
     def run(self, on_started: Callable[[], None]) -> None:
@@ -165,9 +166,7 @@ class Supervisor:
                 while not self._ending:
                     self._turn()
                     self._obey()
-                    if self._asked:
-                        self._asked = False
-                        self._answer()
+                    self._answer_who_asks()
                     self._replace_the_dead()
             finally:
                 self._on_end()
@@ -176,6 +175,17 @@ class Supervisor:
     def _be_asked(self) -> None:
         # Not answered here: a reload turns the selector itself.
         self._asked = True
+
+    def _answer_who_asks(self) -> None:
+        if not self._asked or self._control is None:
+            return
+        self._asked = False
+        with contextlib.suppress(OSError):  # gone again, or no descriptor is left
+            self._asking, _ = self._control.accept()
+        if self._asking is not None:
+            with self._asking:
+                self._answer(self._asking)
+            self._asking = None
 
     # Signals.
 
@@ -193,6 +203,8 @@ class Supervisor:
             signal.set_wakeup_fd(old_descriptor)
             for number, handler in before.items():
                 signal.signal(number, handler)
+            waking.close()
+            wakeup.close()
 
         self._restore_signals = restore
         self._selector.register(waking, selectors.EVENT_READ, lambda: waking.recv(4096))
@@ -200,8 +212,6 @@ class Supervisor:
             yield
         finally:
             restore()
-            waking.close()
-            wakeup.close()
 
     def _obey(self) -> None:
         """Do what the signals that have come mean."""
@@ -306,8 +316,9 @@ class Supervisor:
             ours.close()
             for child in self._children:
                 child.channel.close()
-            if self._control is not None:
-                self._control.close()
+            for each in (self._control, self._asking):
+                if each is not None:
+                    each.close()
             self._selector.close()
             self._daemon.close_sockets(self._daemon.config)
             code = self._work(share, channel)
@@ -343,12 +354,12 @@ class Supervisor:
         code = os.waitstatus_to_exitcode(status)
         if child.leaving and code == 0:
             return
-        self._daemon.log.error("a process has ended", pid=child.pid, exit=_how(code), cause=child.error)
-        if time.monotonic() - child.started < QUICK_DEATH:
-            self._pause = min(LONGEST_PAUSE, self._pause * 2 or 0.1)
-            self._next_start = time.monotonic() + self._pause
-        else:
-            self._pause = 0.0
+        # Who was at work and is killed, by whomever, has not failed: a pause would help nobody.
+        failed = time.monotonic() - child.started < QUICK_DEATH and not (child.ready and code < 0)
+        self._pause = min(LONGEST_PAUSE, self._pause * 2 or 0.1) if failed else 0.0
+        self._next_start = time.monotonic() + self._pause
+        how = _how(code)
+        self._daemon.log.error("a process has ended", pid=child.pid, exit=how, cause=child.error, pause=self._pause)
 
     def _replace_the_dead(self) -> None:
         if self._ending or time.monotonic() < self._next_start:

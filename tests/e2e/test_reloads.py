@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
-import smtplib
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
 
 MESSAGES: Final = 1500
 RELOADS: Final = 12
-DEATHS: Final = 8
 
 
 def configuration(folder: Path, port: int, *, processes: int, other: bool = False) -> dict[str, Any]:
@@ -134,45 +131,3 @@ async def test_a_broken_configuration_is_told_and_mail_goes_on(
     await outbox.empty()
     assert kept(tmp_path) == wanted(outbox)
     assert await asyncio.to_thread(daemon.stop) == 0
-
-
-def workers(daemon: RunningDaemon) -> list[int]:
-    pid = daemon.process.pid
-    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-async def test_a_process_that_is_killed_is_replaced_and_nothing_that_was_accepted_is_lost(
-    launch: Launch, tmp_path: Path
-) -> None:
-    port = free_port()
-    daemon = launch(tmp_path, configuration(tmp_path, port, processes=3))
-    accepted: set[str] = set()
-    killing = True
-
-    def deliver(client: int) -> None:
-        number = 0
-        while killing or number < 20:
-            name = f"{client}-{number}"
-            with (
-                contextlib.suppress(smtplib.SMTPException, OSError),
-                smtplib.SMTP("127.0.0.1", port, timeout=PATIENCE_SECONDS) as session,
-            ):
-                session.sendmail("a@example.org", ["b@example.com"], f"X-Id: {name}\r\nSubject: {name}\r\n\r\n")
-                accepted.add(name)
-            number += 1
-
-    clients = [asyncio.create_task(asyncio.to_thread(deliver, client)) for client in range(6)]
-    for _ in range(DEATHS):
-        before = workers(daemon)
-        count = len(accepted)
-        await until(lambda count=count: len(accepted) > count + 5)  # type: ignore[misc]
-        os.kill(before[1], signal.SIGKILL)
-        await until(lambda before=before: len(set(workers(daemon)) - {before[1]}) == 3)  # type: ignore[misc]
-    killing = False
-    await asyncio.gather(*clients)
-    daemon.process.terminate()
-    assert await asyncio.to_thread(daemon.process.wait, PATIENCE_SECONDS) == 0
-    with contextlib.closing(sqlite3.connect(tmp_path / "mail.db")) as database:
-        found = Counter(subject for (subject,) in database.execute("SELECT subject FROM new_mail"))
-    assert accepted <= found.keys()
-    assert max(found.values()) == 1
