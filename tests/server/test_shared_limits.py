@@ -93,3 +93,29 @@ def test_without_a_limit_per_address_one_may_have_all_places(board: Board) -> No
     mine = board.clients(0, 0, 4, 0)
     enter(mine, ONE, ONE, ONE)
     assert mine.settle(ONE) is None
+
+
+def test_ahead_is_who_has_more_than_the_average_of_those_that_accept(board: Board) -> None:
+    mine, theirs, third = (board.clients(slot, 0, 10, 0) for slot in range(3))
+    for each in (mine, theirs):
+        each.accept(True)
+    enter(third, ONE, ONE, ONE)
+    assert not mine.ahead(), "nobody has more than nothing"
+    enter(mine, ONE)
+    assert (mine.ahead(), theirs.ahead()) == (True, False)
+    enter(theirs, ONE)
+    assert (mine.ahead(), theirs.ahead()) == (False, False)
+    enter(theirs, ONE)
+    third.accept(True)
+    assert (mine.ahead(), theirs.ahead(), third.ahead()) == (False, False, True)
+
+
+def test_who_accepts_alone_or_is_cleared_is_behind_nobody(board: Board) -> None:
+    mine, theirs = board.clients(0, 0, 10, 0), board.clients(1, 0, 10, 0)
+    mine.accept(True)
+    enter(mine, ONE, OTHER)
+    assert not mine.ahead()
+    theirs.accept(True)
+    assert mine.ahead()
+    board.clear(1)
+    assert not mine.ahead(), "a process that was killed accepts no more"

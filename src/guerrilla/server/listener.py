@@ -22,6 +22,8 @@ ACCEPT_BURST: Final = 64
 """Connections taken at one time, so that those that are there are served in between."""
 ACCEPT_PAUSE: Final = 0.5
 """Seconds without accepting, when the system has no descriptor or no memory for another connection."""
+COURTESY: Final = 0.001
+"""Seconds for which a process with more than its share of the connections leaves the next one to the others."""
 MAX_REFUSALS: Final = 1024
 """Connections beyond the limit that are seen off with patience at the same time; the next are told and cut."""
 READ_SIZE: Final = 262144
@@ -67,7 +69,7 @@ class Server:
         )
         self._refusing = 0
         self._sockets = list(sockets)
-        self._shared = clients is not None
+        self._shared = clients
         self._spare = -1
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -81,6 +83,8 @@ class Server:
         self._spare = _open_spare()
         for listening in self._sockets:
             self.loop.add_reader(listening.fileno(), self._accept, listening)
+        if self._shared is not None:
+            self._shared.accept(True)
         self._sweep()
 
     def adopt(self, policy: Policy) -> None:
@@ -94,8 +98,10 @@ class Server:
     def stop_accepting(self) -> None:
         """Close the listening sockets, and let no transaction begin any more. May be called more than once."""
         self.draining = True
+        if self._shared is not None:
+            self._shared.accept(False)
         for listening in self._sockets:
-            if self.loop.remove_reader(listening.fileno()) and not self._shared:
+            if self.loop.remove_reader(listening.fileno()) and self._shared is None:
                 self._accept(listening)  # who waits already is told 421, not reset
             listening.close()
         self._sockets = []
@@ -159,8 +165,27 @@ class Server:
     # Accepting.
 
     def _accept(self, listening: socket.socket) -> None:
-        """Take what waits in the queue of the listening socket; what is shared, one at a time, so that all get some."""
-        for _ in range(1 if self._shared else ACCEPT_BURST):
+        """Take what waits in the queue of the listening socket; what is shared, one at a time and in turn.
+
+        Whoever runs just then would take all of it otherwise, and the other processors would have nothing to do for as
+        long as the connections last.
+        """
+        if self._shared is None:
+            self._take(listening, ACCEPT_BURST)
+        elif self._shared.ahead():
+            self.loop.remove_reader(listening.fileno())
+            self.loop.call_later(COURTESY, self._take_in_turn, listening)
+        else:
+            self._take(listening, 1)
+
+    def _take_in_turn(self, listening: socket.socket) -> None:
+        """Take one that the others have left: they are busy, and it has waited long enough."""
+        self._resume(listening)
+        if listening in self._sockets:
+            self._take(listening, 1)
+
+    def _take(self, listening: socket.socket, most: int) -> None:
+        for _ in range(most):
             try:
                 accepted, peer = listening.accept()
             except BlockingIOError:

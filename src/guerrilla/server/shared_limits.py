@@ -7,6 +7,9 @@ supervisor, who clears it.
 
 Per address there is not a counter each, but two arrays of counters that addresses fall into by a secret hash, the
 smaller of both being taken: bounded memory, and a wrong answer, which is rare, only ever refuses for a moment.
+
+The same counts tell a process whether it has more connections than its share, and had better leave the next one to
+the others.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from guerrilla.smtp.replies import TOO_MANY_CLIENTS, TOO_MANY_CLIENTS_FROM_ADDRE
 
 BUCKETS: Final = 4096
 """Counters of one array: two arrays for each server and process."""
-_ROW: Final = 1 + 2 * BUCKETS
-"""Numbers of one process and one server: all connections, and the two arrays."""
+_ACCEPTS: Final = 1 + 2 * BUCKETS
+_ROW: Final = 2 + 2 * BUCKETS
+"""Numbers of one process and one server: all connections, the two arrays, and whether it accepts."""
 
 
 class Board:
@@ -50,9 +54,17 @@ class Board:
         """Change a number of one's own row."""
         self._numbers[(slot * self.servers + server) * _ROW + counter] += change
 
+    def put(self, slot: int, server: int, counter: int, number: int) -> None:
+        """Set a number of one's own row."""
+        self._numbers[(slot * self.servers + server) * _ROW + counter] = number
+
+    def column(self, server: int, counter: int) -> memoryview[int]:
+        """Return a number as all processes have it, in the order of the slots."""
+        return self._numbers[server * _ROW + counter :: self.servers * _ROW]
+
     def total(self, server: int, counter: int) -> int:
         """Return the sum of a number over all processes."""
-        return sum(self._numbers[server * _ROW + counter :: self.servers * _ROW])
+        return sum(self.column(server, counter))
 
 
 class SharedClients:
@@ -71,6 +83,16 @@ class SharedClients:
 
     def __len__(self) -> int:
         return self._own
+
+    def accept(self, accepts: bool) -> None:
+        """Say whether this process accepts connections; it does not before it has said so."""
+        self._board.put(self._slot, self._server, _ACCEPTS, accepts)
+
+    def ahead(self) -> bool:
+        """Return whether this process has more connections than the average of those that accept."""
+        connections, accepts = (self._board.column(self._server, counter) for counter in (0, _ACCEPTS))
+        held = [count for count, willing in zip(connections, accepts, strict=True) if willing]
+        return self._own * len(held) > sum(held)
 
     def enter(self, address: str) -> Reply | None:
         """Count a connection in, or return why there is no place for it."""

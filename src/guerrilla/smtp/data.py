@@ -16,6 +16,8 @@ from guerrilla.smtp.replies import BARE_NEWLINE, MESSAGE_TOO_LARGE, Reply
 _SMALL: Final = 4096
 """Octets below which a piece is joined to others: as an object of its own it would cost more than it holds."""
 _END_OF_DATA = b"\r\n.\r\n"
+_LEADING_DOT = re.compile(rb"\.(?<=\r\n\.)")
+"""A dot that begins a line. It is looked for dot first: there are fewer of them than of line ends."""
 _ANY_NEWLINE = re.compile(rb"\r\n|\r|\n")
 
 
@@ -174,10 +176,9 @@ class DotReader:
         """Take octets; return how many of them belong to the message, or -1 if its end has not come."""
         held = self._held
         block = held + octets
-        # To look for the dot alone is fast, and there may be none.
-        dot = block.find(b".")
-        dotted = block.find(b"\r\n.", max(dot - 2, 0)) if dot >= 0 else -1
-        end = block.find(_END_OF_DATA, dotted) if dotted >= 0 else -1
+        leading = _LEADING_DOT.search(block)
+        dotted = leading.start() - 2 if leading is not None else len(block)
+        end = block.find(_END_OF_DATA, dotted)
         if end < 0:
             keep = 0
             for length in (4, 3, 2, 1):
@@ -189,7 +190,7 @@ class DotReader:
         else:
             cut = end + 2
         part = block[:cut]
-        if 0 <= dotted < cut - 2:
+        if dotted < cut - 2:
             # RFC 5321 section 4.5.2: a dot at the beginning of a line that holds more is removed.
             part = part.replace(b"\r\n.", b"\r\n")
         if self._skip and part:
