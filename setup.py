@@ -27,6 +27,7 @@ COMPILED = [
     "log_records.py",
     "server/connection.py",
     "server/limits.py",
+    "server/outbox.py",
     "server/policy.py",
     "server/spool.py",
     "server/witness.py",

@@ -29,7 +29,7 @@ class Expiry:
 async def test_expire_in_order() -> None:
     """What was not removed expires, in the order in which it was added."""
     expiry = Expiry()
-    deadlines = Deadlines(LIMIT, expiry)
+    deadlines = Deadlines(LIMIT, expiry, asyncio.get_running_loop())
     for thing in "abc":
         deadlines.add(thing)
     deadlines.remove("b")
@@ -40,7 +40,7 @@ async def test_expire_in_order() -> None:
 async def test_each_has_its_own_time() -> None:
     """What was added later does not expire with what was added before it, but after a limit of its own."""
     expiry = Expiry()
-    deadlines = Deadlines(0.04, expiry)
+    deadlines = Deadlines(0.04, expiry, asyncio.get_running_loop())
     deadlines.add("early")
     asyncio.get_running_loop().call_later(0.02, deadlines.add, "late")
     await expiry.until("early")
@@ -51,7 +51,7 @@ async def test_each_has_its_own_time() -> None:
 async def test_removed_before_a_later_one() -> None:
     """The timer that was set for a thing that has gone still serves the one that came after it."""
     expiry = Expiry()
-    deadlines = Deadlines(LIMIT, expiry)
+    deadlines = Deadlines(LIMIT, expiry, asyncio.get_running_loop())
     deadlines.add("gone")
     deadlines.remove("gone")
     deadlines.add("there")
@@ -62,7 +62,7 @@ async def test_removed_before_a_later_one() -> None:
 async def test_used_again_when_all_is_over() -> None:
     """After all has expired, a new thing has its time again."""
     expiry = Expiry()
-    deadlines = Deadlines(LIMIT, expiry)
+    deadlines = Deadlines(LIMIT, expiry, asyncio.get_running_loop())
     deadlines.add("a")
     await expiry.until("a")
     deadlines.add("b")
@@ -72,7 +72,7 @@ async def test_used_again_when_all_is_over() -> None:
 async def test_removing_what_is_not_there() -> None:
     """What has expired, or was never added, may be removed."""
     expiry = Expiry()
-    deadlines = Deadlines(LIMIT, expiry)
+    deadlines = Deadlines(LIMIT, expiry, asyncio.get_running_loop())
     deadlines.add("a")
     await expiry.until("a")
     deadlines.remove("a")

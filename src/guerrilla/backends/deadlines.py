@@ -17,7 +17,8 @@ class Deadlines(Generic[ThingT]):
     removing costs next to nothing.
     """
 
-    def __init__(self, limit: float, expire: Callable[[ThingT], None]) -> None:
+    def __init__(self, limit: float, expire: Callable[[ThingT], None], loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._limit = limit
         self._expire = expire
         self._due: OrderedDict[ThingT, float] = OrderedDict()
@@ -25,18 +26,17 @@ class Deadlines(Generic[ThingT]):
 
     def add(self, thing: ThingT) -> None:
         """Begin the thing's time."""
-        loop = asyncio.get_running_loop()
-        due = loop.time() + self._limit
+        due = self._loop.time() + self._limit
         self._due[thing] = due
         if self._timer is None:
-            self._timer = loop.call_at(due, self._check)
+            self._timer = self._loop.call_at(due, self._check)
 
     def remove(self, thing: ThingT) -> None:
         """End the thing's time; it may have ended before."""
         self._due.pop(thing, None)
 
     def _check(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         self._timer = None
         while self._due:
             thing, due = next(iter(self._due.items()))

@@ -109,8 +109,10 @@ class Gateway:
         self._resting: deque[asyncio.Future[None]] = deque()
         """Workers that wait for something to be put on the conveyor; the one that came last is called first."""
         self._ids = _Ids()
-        self._save_deadlines = Deadlines(line.config.gw_save_timeout, self._expire)
-        self._validate_deadlines = Deadlines(line.config.gw_val_rcpt_timeout, self._expire)
+        # Since the start, the loop is remembered: to ask for it asks the system for the number of the process.
+        self._loop: asyncio.AbstractEventLoop
+        self._save_deadlines: Deadlines[_Job]
+        self._validate_deadlines: Deadlines[_Job]
         self._idle = asyncio.Event()
         self._idle.set()
         self._in_flight = 0
@@ -168,10 +170,12 @@ class Gateway:
         if self._state is not State.INITIALIZED:
             raise RuntimeError(f"the gateway cannot be started: its state is {self._state.value}")
         self._ids = _Ids()  # the process may be the child of the one that made us
-        loop = asyncio.get_running_loop()
+        config = self._line.config
+        self._loop = loop = asyncio.get_running_loop()
+        self._save_deadlines = Deadlines(config.gw_save_timeout, self._expire, loop)
+        self._validate_deadlines = Deadlines(config.gw_val_rcpt_timeout, self._expire, loop)
         self._workers = [
-            loop.create_task(self._work(), name=f"worker {number}")
-            for number in range(1, self._line.config.save_workers_size + 1)
+            loop.create_task(self._work(), name=f"worker {number}") for number in range(1, config.save_workers_size + 1)
         ]
         self._state = State.RUNNING
 
@@ -202,22 +206,22 @@ class Gateway:
         """
         envelope.queued_id = self._ids.next()
         envelope.received_at = datetime.now(UTC)
+        if self._state is not State.RUNNING:
+            return _answered(NOT_RUNNING)
         return self._submit(envelope, Task.SAVE_MAIL, self._line.save, self._save_deadlines)
 
     def validate_rcpt(self, envelope: Envelope) -> asyncio.Future[Reply]:
         """Answer for the last recipient of the envelope."""
+        if self._state is not State.RUNNING:
+            return _answered(NOT_RUNNING)
         return self._submit(envelope, Task.VALIDATE_RCPT, self._line.validate, self._validate_deadlines)
 
     def _submit(
         self, envelope: Envelope, task: Task, process: Process, deadlines: Deadlines[_Job]
     ) -> asyncio.Future[Reply]:
-        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        if self._state is not State.RUNNING:
-            answer.set_result(NOT_RUNNING)
-            return answer
         if len(self._conveyor) >= CONVEYOR_CAPACITY:
-            answer.set_result(STORAGE_TOO_BUSY)
-            return answer
+            return _answered(STORAGE_TOO_BUSY)
+        answer: asyncio.Future[Reply] = self._loop.create_future()
         job = _Job(envelope, task, process, answer, deadlines)
         answer.add_done_callback(job.answered)
         self._conveyor.append(job)
@@ -238,7 +242,7 @@ class Gateway:
     async def _next_job(self) -> _Job:
         """Wait for something on the conveyor: a worker that was called may find that a busy one was quicker."""
         while not self._conveyor:
-            call = asyncio.get_running_loop().create_future()
+            call: asyncio.Future[None] = self._loop.create_future()
             self._resting.append(call)
             await call
         return self._conveyor.popleft()
@@ -306,3 +310,9 @@ class Gateway:
                     await processor.shutdown()
             except Exception:
                 self._log.exception("processor failed to shut down", processor=name)
+
+
+def _answered(reply: Reply) -> asyncio.Future[Reply]:
+    answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    answer.set_result(reply)
+    return answer

@@ -141,6 +141,7 @@ class Connection(asyncio.BufferedProtocol):
             return False
         self._session.receive_eof()
         self._advance()
+        self._server.outbox.send()
         return not self._over and self._tls is None
 
     def pause_writing(self) -> None:
@@ -321,7 +322,7 @@ class Connection(asyncio.BufferedProtocol):
             data = session.data_to_send()
             assert self._transport is not None
             self._since = self._loop.time()
-            self._transport.write(data)
+            self._server.outbox.put(self._transport, data)
 
     def _watch(self, session: Session) -> None:
         """Keep the marks that the sweep and the back-pressure need."""
@@ -391,6 +392,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _start_tls(self, session: Session) -> None:
         assert self._transport is not None
+        self._server.outbox.send()
         # What is still on its way in clear must meet the handshake, and fail it (RFC 3207 section 5).
         self._transport.pause_reading()
         self._handshaking = True
@@ -443,6 +445,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _close(self, *, linger: bool) -> None:
         assert self._transport is not None
+        self._server.outbox.send()
         self._over = True
         self._since = self._loop.time()
         if self._paused:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from guerrilla.server.connection import LINGER, Connection
 from guerrilla.server.limits import Clients, client_address
+from guerrilla.server.outbox import Outbox
 from guerrilla.server.policy import Policy
 from guerrilla.server.proxies import read_header
 from guerrilla.server.shared_limits import SharedClients
@@ -55,6 +56,7 @@ class Server:
         self.name = policy.name
         self.policy = policy
         self.witness = witness
+        self.outbox = Outbox(self.loop)
         self.read_buffer = memoryview(bytearray(READ_SIZE))
         self.connections: set[Connection] = set()
         """All that were accepted and have not gone, also those in a handshake, and those beyond the limit."""
