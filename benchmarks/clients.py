@@ -91,4 +91,6 @@ def by_load(server: Server, job: Job) -> Figure:
 def _measured(server: Server, messages: int, send: Callable[[], float]) -> Figure:
     before = server.cpu_seconds()
     seconds = send()
-    return Figure(messages, seconds, server.cpu_seconds() - before)
+    after = server.cpu_seconds()
+    busiest = max(used - before.get(pid, 0.0) for pid, used in after.items())
+    return Figure(messages, seconds, sum(after.values()) - sum(before.values()), busiest)

@@ -91,6 +91,18 @@ def _tls() -> list[Goal]:
     ]
 
 
+def _two_processes() -> list[Goal]:
+    return [
+        _ratio(
+            f"two processes / one: {title}",
+            1.8,
+            Key("processes", f"{name}, 2", rates.CAPACITY),
+            Key("processes", f"{name}, 1", rates.CAPACITY),
+        )
+        for name, title in (("kept", "2 kB, kept"), ("each", "2 kB, a connection each"))
+    ]
+
+
 def _linear(verb: str) -> Goal:
     large, small = (Key("octets", f"{size} MB by {verb}", burden.COST) for size in (100, 1))
     return Goal(
@@ -119,6 +131,7 @@ GOALS: Final[Sequence[Goal]] = (
         Key("pipelining", "MAIL, RCPT, DATA in one segment", PER_CPU),
         Key("pipelining", "one command at a time", PER_CPU),
     ),
+    *_two_processes(),
     _value("octets of memory an idle connection", 4_000, Key("idle", "guerrilla", burden.OCTETS_EACH)),
     _value("MB resident with all uploads at once", 300, Key("uploads", "guerrilla", burden.RESIDENT)),
     _waiting("ms from the final dot to 250: median", 1.0, latency.MEDIAN),

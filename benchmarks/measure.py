@@ -24,6 +24,17 @@ class Figure:
     messages: int
     seconds: float
     cpu_seconds: float
+    """Of all processes of the server together."""
+    busiest: float
+    """CPU-seconds of the process that has used most."""
+
+    @property
+    def capacity(self) -> float:
+        """Messages per second that the server can take where each of its processes has a core of its own.
+
+        The messages being spread over the processes as they were; the busiest one is what the others wait for.
+        """
+        return self.messages / max(self.busiest, GRAIN)
 
     @property
     def rates(self) -> dict[str, float]:

@@ -1,4 +1,7 @@
-"""What proc(5) tells of a process and of all that it has started: processor time, and memory; and how one is ended."""
+"""What proc(5) tells of a process and of all that it has started: processor time, and memory; and where they run.
+
+Also how one is ended.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,15 @@ END_SECONDS = 15.0
 """How long a process may take to end by itself before it is killed."""
 
 
-def cpu_seconds(pid: int) -> float:
-    """Return the seconds, user and system, that the process and all that it has started have used so far.
+def cpu_seconds(pid: int) -> dict[int, float]:
+    """Return the seconds, user and system, that the process and each that it has started have used so far.
 
-    The grain is 10 ms. Raises FileNotFoundError when there is no such process.
+    What has ended is counted where it was started. The grain is 10 ms. Raises FileNotFoundError when there is no such
+    process.
     """
     if not Path(f"/proc/{pid}").exists():
         raise FileNotFoundError(f"there is no process {pid}")
-    return sum(_ticks(each) for each in family(pid)) / os.sysconf("SC_CLK_TCK")
+    return {each: _ticks(each) / os.sysconf("SC_CLK_TCK") for each in family(pid)}
 
 
 def resident(pid: int, *, peak: bool = False) -> int:
@@ -61,6 +65,19 @@ def stat_fields(pid: int) -> list[str]:
 def _ticks(pid: int) -> int:
     """Add up utime, stime, and those of the children that have ended."""
     return sum(map(int, stat_fields(pid)[11:15]))
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Let this process, and all that it starts meanwhile, share one core, and give it away only when they wait."""
+    cores, policy = os.sched_getaffinity(0), os.sched_getscheduler(0)
+    os.sched_setaffinity(0, {max(cores)})
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, os.sched_param(0))
+        os.sched_setaffinity(0, cores)
 
 
 @contextmanager

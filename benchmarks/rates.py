@@ -7,12 +7,15 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Final
 
-from benchmarks.clients import by_load, by_smtp_source
+from benchmarks.clients import CONNECTIONS, by_load, by_smtp_source
 from benchmarks.load import Job
-from benchmarks.measure import Case, Extent, Scenario
+from benchmarks.measure import PER_CPU, Case, Extent, Scenario
+from benchmarks.processes import on_one_core
 from benchmarks.servers import CHAIN, STORE, Server, aiosmtpd, guerrilla, limit, smtp_sink
 
 BATCH: Final = "messages per commit"
+CAPACITY: Final = "messages per CPU-second of the busiest process"
+SHARE: Final = "messages of the busiest process / all"
 CONNECTION_COUNTS: Final = (1, 5, 20, 100)
 
 _Start = Callable[[], AbstractContextManager[Server]]
@@ -55,6 +58,15 @@ def scenarios() -> list[Scenario]:
                 Case("MAIL, RCPT, DATA in one segment", partial(_pipelining, True)),
             ],
         ),
+        Scenario(
+            "processes",
+            "2 kB, one process and two on the same socket",
+            [
+                Case(f"{title}, {processes}", partial(_in_processes, processes, kept))
+                for title, kept in (("kept", True), ("each", False))
+                for processes in (1, 2)
+            ],
+        ),
     ]
 
 
@@ -79,3 +91,11 @@ def _pipelining(pipelined: bool, extent: Extent) -> Mapping[str, float]:
     with guerrilla() as server:
         by_load(server, Job(server.port, 200))
         return by_load(server, Job(server.port, extent.count(20_000), pipelined=pipelined)).rates
+
+
+def _in_processes(processes: int, kept: bool, extent: Extent) -> Mapping[str, float]:
+    """Measure with as many connections for each process, on one core: so each of them is as busy as on its own."""
+    messages = extent.count(24_000 if kept else 12_000)
+    with on_one_core(), guerrilla(settings={"processes": processes}) as server:
+        figure = by_smtp_source(server, messages, connections=CONNECTIONS * processes, kept=kept)
+        return {PER_CPU: figure.rates[PER_CPU], CAPACITY: figure.capacity, SHARE: server.busiest_share()}

@@ -19,9 +19,9 @@ from benchmarks.goals import GOALS, verdicts
 from benchmarks.load import Job, content, final_lines, steps
 from benchmarks.measure import PER_CPU, Case, Extent, Figure, Key, Results, Scenario, Spread, measure, quantile
 from benchmarks.picture import WIDTH, draw
-from benchmarks.processes import cpu_seconds, family, memory_field, resident, stat_fields
+from benchmarks.processes import cpu_seconds, family, memory_field, on_one_core, resident, stat_fields
 from benchmarks.report import as_json, machine, number, processor, spread, table
-from benchmarks.servers import BenchmarkError, aiosmtpd, key_pair, limit, program
+from benchmarks.servers import BenchmarkError, Server, aiosmtpd, key_pair, limit, program
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
@@ -35,14 +35,30 @@ def results(**rates: list[float]) -> Results:
 
 
 def test_a_figure_counts_by_the_clock_and_by_the_processor() -> None:
-    assert Figure(messages=100, seconds=2.0, cpu_seconds=0.5).rates == {
+    assert Figure(messages=100, seconds=2.0, cpu_seconds=0.5, busiest=0.5).rates == {
         "messages per CPU-second": 200.0,
         "messages per second": 50.0,
     }
 
 
 def test_what_took_no_measurable_processor_time_is_taken_for_the_grain_of_the_clock() -> None:
-    assert Figure(messages=10, seconds=1.0, cpu_seconds=0.0).rates[PER_CPU] == 1000.0
+    figure = Figure(messages=10, seconds=1.0, cpu_seconds=0.0, busiest=0.0)
+    assert (figure.rates[PER_CPU], figure.capacity) == (1000.0, 1000.0)
+
+
+def test_the_busiest_process_is_what_the_others_wait_for() -> None:
+    assert Figure(messages=100, seconds=2.0, cpu_seconds=0.5, busiest=0.4).capacity == pytest.approx(250.0)
+
+
+def test_the_share_of_the_busiest_process_is_read_from_the_names_of_the_messages(tmp_path: Path) -> None:
+    log = tmp_path / "guerrilla.log"
+    server = Server(os.getpid(), 25, log)
+    names = ["0" * 12 + process * 12 + f"{number:08x}" for number, process in enumerate("abaa")]
+    log.write_text("".join(f'{{"event":"message","outcome":"kept","queued_id":"{name}"}}\n' for name in names))
+    assert server.busiest_share() == 0.75
+    log.write_text("")
+    with pytest.raises(BenchmarkError, match="kept nothing"):
+        server.busiest_share()
 
 
 def test_a_ratio_is_made_of_the_two_numbers_of_each_round() -> None:
@@ -181,13 +197,26 @@ def test_the_children_of_a_process_belong_to_it() -> None:
     command = [sys.executable, "-c", "input()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as child:
         assert {os.getpid(), child.pid} <= set(family(os.getpid()))
+        assert {os.getpid(), child.pid} <= set(cpu_seconds(os.getpid()))
         child.communicate(b"\n")
     assert child.pid not in family(os.getpid())
 
 
 def test_a_process_has_used_time_and_memory() -> None:
-    assert cpu_seconds(os.getpid()) > 0
+    assert cpu_seconds(os.getpid())[os.getpid()] > 0
     assert 0 < resident(os.getpid()) <= resident(os.getpid(), peak=True) * 1.01
+
+
+def test_what_is_started_meanwhile_shares_one_core_and_afterwards_all_are_free_again() -> None:
+    def where(pid: int) -> tuple[set[int], int]:
+        return os.sched_getaffinity(pid), os.sched_getscheduler(pid)
+
+    before = where(0)
+    with on_one_core(), subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        cores, policy = where(child.pid)
+        assert (len(cores), policy) == (1, os.SCHED_BATCH)
+        child.communicate(b"\n")
+    assert where(0) == before
 
 
 def test_a_process_that_has_gone_is_told() -> None:

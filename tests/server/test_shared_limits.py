@@ -95,25 +95,45 @@ def test_without_a_limit_per_address_one_may_have_all_places(board: Board) -> No
     assert mine.settle(ONE) is None
 
 
-def test_ahead_is_who_has_more_than_the_average_of_those_that_accept(board: Board) -> None:
-    mine, theirs, third = (board.clients(slot, 0, 10, 0) for slot in range(3))
-    for each in (mine, theirs):
-        each.accept(True)
-    enter(third, ONE, ONE, ONE)
-    assert not mine.ahead(), "nobody has more than nothing"
-    enter(mine, ONE)
-    assert (mine.ahead(), theirs.ahead()) == (True, False)
-    enter(theirs, ONE)
-    assert (mine.ahead(), theirs.ahead()) == (False, False)
-    enter(theirs, ONE)
-    third.accept(True)
-    assert (mine.ahead(), theirs.ahead(), third.ahead()) == (False, False, True)
+@pytest.mark.parametrize(
+    ("mine", "theirs", "ahead"),
+    [
+        (0, 0, False),
+        (2, 0, False),
+        (3, 0, True),
+        (3, 1, False),
+        (8, 6, False),
+        (10, 5, True),
+        (85, 65, False),
+        (86, 65, True),
+    ],
+)
+def test_ahead_is_who_has_an_eighth_and_one_more_than_the_average(mine: int, theirs: int, ahead: bool) -> None:
+    board = Board(slots=2, servers=1)
+    one, other = (board.clients(slot, 0, 1000, 0) for slot in range(2))
+    for clients, number in ((one, mine), (other, theirs)):
+        clients.accept(True)
+        enter(clients, *[ONE] * number)
+    assert one.ahead() == ahead
+    assert not other.ahead()
+
+
+def test_those_that_do_not_accept_are_not_in_the_average(board: Board) -> None:
+    mine, theirs, draining = (board.clients(slot, 0, 100, 0) for slot in range(3))
+    for clients, number in ((mine, 10), (theirs, 2), (draining, 30)):
+        enter(clients, *[ONE] * number)
+    mine.accept(True)
+    theirs.accept(True)
+    draining.accept(True)
+    assert not mine.ahead()
+    draining.accept(False)
+    assert mine.ahead()
 
 
 def test_who_accepts_alone_or_is_cleared_is_behind_nobody(board: Board) -> None:
     mine, theirs = board.clients(0, 0, 10, 0), board.clients(1, 0, 10, 0)
     mine.accept(True)
-    enter(mine, ONE, OTHER)
+    enter(mine, ONE, OTHER, OTHER)
     assert not mine.ahead()
     theirs.accept(True)
     assert mine.ahead()

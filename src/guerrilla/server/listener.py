@@ -23,8 +23,8 @@ ACCEPT_BURST: Final = 64
 """Connections taken at one time, so that those that are there are served in between."""
 ACCEPT_PAUSE: Final = 0.5
 """Seconds without accepting, when the system has no descriptor or no memory for another connection."""
-COURTESY: Final = 0.001
-"""Seconds for which a process with more than its share of the connections leaves the next one to the others."""
+COURTESY: Final = 0.002
+"""Seconds for which a process with more than its share of the connections leaves the next ones to the others."""
 MAX_REFUSALS: Final = 1024
 """Connections beyond the limit that are seen off with patience at the same time; the next are told and cut."""
 READ_SIZE: Final = 262144
@@ -167,37 +167,38 @@ class Server:
     # Accepting.
 
     def _accept(self, listening: socket.socket) -> None:
-        """Take what waits in the queue of the listening socket; what is shared, one at a time and in turn.
+        """Take what waits in the queue of the listening socket; where it is shared, not much more than one's share.
 
         Whoever runs just then would take all of it otherwise, and the other processors would have nothing to do for as
         long as the connections last.
         """
-        if self._shared is None:
-            self._take(listening, ACCEPT_BURST)
-        elif self._shared.ahead():
-            self.loop.remove_reader(listening.fileno())
-            self.loop.call_later(COURTESY, self._take_in_turn, listening)
-        else:
-            self._take(listening, 1)
+        for _ in range(ACCEPT_BURST):
+            if self._shared is not None and self._shared.ahead():
+                self.loop.remove_reader(listening.fileno())
+                self.loop.call_later(COURTESY, self._take_in_turn, listening)
+                return
+            if not self._take(listening):
+                return
 
     def _take_in_turn(self, listening: socket.socket) -> None:
-        """Take one that the others have left: they are busy, and it has waited long enough."""
+        """Take one that the others have left, since they are busy and it has waited long enough; and go on."""
         self._resume(listening)
-        if listening in self._sockets:
-            self._take(listening, 1)
+        if listening in self._sockets and self._take(listening):
+            self._accept(listening)
 
-    def _take(self, listening: socket.socket, most: int) -> None:
-        for _ in range(most):
-            try:
-                accepted, peer = listening.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _GONE:
-                    continue
-                self._pause(listening, error)
-                return
-            self._adopt(accepted, client_address(peer[0]), peer[1])
+    def _take(self, listening: socket.socket) -> bool:
+        """Take one connection, and return whether there may be another."""
+        try:
+            accepted, peer = listening.accept()
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            if error.errno in _GONE:
+                return True
+            self._pause(listening, error)
+            return False
+        self._adopt(accepted, client_address(peer[0]), peer[1])
+        return True
 
     def _adopt(self, accepted: socket.socket, remote_ip: str, remote_port: int) -> None:
         proxies = self.policy.proxies
