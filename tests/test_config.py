@@ -24,6 +24,7 @@ from guerrilla.config import (
     ServerConfig,
     Source,
     TLSConfig,
+    as_config,
     load,
     parse,
     problems_of,
@@ -148,6 +149,20 @@ def test_the_embedded_configuration_takes_mail_for_anybody() -> None:
     assert config.servers == parse({}).servers
 
 
+@pytest.mark.parametrize("count", [0, 257, True, 2.0, "2", None])
+def test_a_number_of_processes_that_is_none_is_told_once(count: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse({"processes": count})
+    assert str(caught.value) == (
+        f'processes: found {json.dumps(count)}, meant: a whole number from 1 to 256, or "auto"'
+    )
+
+
+def test_what_is_no_configuration_at_all_is_told_what_was_meant() -> None:
+    with pytest.raises(TypeError, match=r"found 'guerrilla.toml'; meant: an AppConfig, a mapping .*, or what load"):
+        as_config("guerrilla.toml")  # type: ignore[arg-type]
+
+
 def test_two_configurations_do_not_share_their_backend_config() -> None:
     AppConfig.embedded().backend_config["x"] = 1
     assert "x" not in AppConfig.embedded().backend_config
@@ -162,7 +177,7 @@ def test_all_errors_are_told_at_once_each_with_its_line_and_what_was_meant(tmp_p
     text = """{
   "servers": [
     {"listen_interface": "::1:25", "max_sise": 3, "max_size": 1e6,
-     "tls": {"start_tls_on": "yes", "protocols": ["ssl3.0"], "cuves": []}},
+     "tls": {"start_tls_on": "yes", "protocols": ["ssl2.0"], "cuves": []}},
     {"max_clients": 0,
      "trusted_proxies": ["10.0.0.1/8"]}
   ],
@@ -177,7 +192,8 @@ def test_all_errors_are_told_at_once_each_with_its_line_and_what_was_meant(tmp_p
         "c.json:3: servers[0].max_size: found 1000000.0, meant: a whole number",
         "c.json:3: servers[0].max_sise: unknown key, did you mean max_size?",
         'c.json:4: servers[0].tls.start_tls_on: found "yes", meant: true or false',
-        "c.json:4: servers[0].tls.protocols[0]: found \"ssl3.0\", meant: 'tls1.0', 'tls1.1', 'tls1.2' or 'tls1.3'",
+        'c.json:4: servers[0].tls.protocols[0]: found "ssl2.0", '
+        "meant: 'ssl3.0', 'tls1.0', 'tls1.1', 'tls1.2' or 'tls1.3'",
         "c.json:4: servers[0].tls.cuves: unknown key, did you mean curves?",
         "c.json:5: servers[1].listen_interface: this key is missing",
         "c.json:5: servers[1].max_clients: found 0, meant: 1 or more",
@@ -310,6 +326,7 @@ def test_a_host_name_that_would_break_the_greeting_is_refused(name: str) -> None
         ({"start_tls_on": True}, "TLS is on, but there is no key, set both private_key_file and public_key_file"),
         ({"tls_always_on": True, "private_key_file": "k"}, "there is no key"),
         ({"protocols": ["tls1.3", "tls1.2"]}, "meant: the lowest version, then the highest"),
+        ({"protocols": ["ssl3.0", "ssl3.0"]}, "meant: a highest version that there still is"),
         ({"protocols": ["tls1.2", "tls1.2", "tls1.3"]}, "meant: 2 entries at most"),
         ({"client_auth_type": "Maybe"}, "meant: 'NoClientCert', "),
         ("on", "meant: an object, { … }"),

@@ -227,6 +227,15 @@ async def test_a_server_may_have_a_log_of_its_own(tmp_path: Path) -> None:
     assert events == [["receiving", "mail received"], ["message"]]
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_where_mail_is_received_is_in_the_log_as_it_would_be_configured(host: str) -> None:
+    capture = LogCapture()
+    log = structlog.wrap_logger(None, processors=[capture]).bind()
+    async with Daemon(config(servers=[{"listen_interface": f"{host}:0"}]), log=log) as daemon:
+        [(_, (_, port))] = daemon.addresses
+    assert capture.entries[0]["address"] == f"{host}:{port}"
+
+
 async def test_what_is_probably_not_meant_is_in_the_log() -> None:
     capture = LogCapture()
     log = structlog.wrap_logger(None, processors=[capture]).bind()

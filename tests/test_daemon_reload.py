@@ -155,6 +155,44 @@ async def test_servers_are_added_moved_and_removed_and_the_others_keep_their_cli
             await caller.close()
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [("127.0.0.1:{}", ":{}"), (":{}", "0.0.0.0:{}"), ("0.0.0.0:{}", "127.0.0.1:{}")]
+)
+async def test_a_server_moves_between_addresses_that_overlap(before: str, after: str) -> None:
+    port = free_port()
+    old, new = ({"listen_interface": each.format(port)} for each in (before, after))
+    async with daemon_with(config(old)) as daemon:
+        stays = await Caller.call(port)
+        await stays.begin()
+        with pytest.raises(StartError, match="Refuses"):
+            await daemon.reload_config(config(new, backend_config={"save_process": "Refuses"}))
+        await (await Caller.call(port)).close()
+        await daemon.reload_config(config(new))
+        assert [server.listen_interface for server, _ in daemon.addresses] == [after.format(port)]
+        await (await Caller.call(port)).close()
+        assert (await stays.say(".")).startswith("250"), "what was under way is taken"
+        await stays.close()
+
+
+async def test_nothing_takes_the_place_of_a_socket_that_whoever_started_us_keeps_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as kept:
+        port = kept.getsockname()[1]
+        kept.setblocking(False)
+        daemon = daemon_with(config({"listen_interface": f"127.0.0.1:{port}"}))
+        daemon.inherit([kept.dup()])
+        async with daemon:
+            with pytest.raises(StartError, match=f"server :{port}: cannot listen: Address already in use"):
+                await daemon.reload_config(config({"listen_interface": f":{port}"}))
+
+
+async def test_two_servers_cannot_have_the_same_address_by_a_reload_either() -> None:
+    port = free_port()
+    servers = [{"listen_interface": f"{host}:{port}"} for host in ("127.0.0.1", "")]
+    async with daemon_with(config(servers[0])) as daemon:
+        with pytest.raises(StartError, match=f"server :{port}: cannot listen: Address already in use"):
+            await daemon.reload_config(config(*servers))
+
+
 async def test_a_server_is_disabled_and_enabled_again() -> None:
     port = free_port()
     server = {"listen_interface": f"127.0.0.1:{port}"}

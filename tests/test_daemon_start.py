@@ -122,7 +122,7 @@ async def test_a_production_line_that_cannot_be_built_is_an_error_of_the_configu
         ),
         (
             {"servers": [{"listen_interface": "127.0.0.1:0", "log_file": "/nowhere/log"}]},
-            "log_file '/nowhere/log': No such file or directory",
+            "server 127.0.0.1:0: log_file '/nowhere/log': No such file or directory",
         ),
         (
             {"servers": [{"listen_interface": "a" * 64 + ".test:0"}]},

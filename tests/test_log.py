@@ -299,11 +299,27 @@ def test_a_full_disk_never_raises_and_each_record_is_counted() -> None:
     assert log.dropped == 2
 
 
+def test_a_named_pipe_that_nobody_reads_is_an_error_and_holds_up_nobody(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="No such device or address"):
+        Log(str(tmp_path / "pipe"))
+
+
+def test_what_a_slow_reader_of_a_named_pipe_has_no_room_for_is_dropped(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    log = Log(str(tmp_path / "pipe"))
+    log.logger.info("first")
+    while not log.dropped:
+        log.logger.info("a", text="x" * MAX_TEXT)
+    assert json.loads(os.read(reading, 1 << 20).split(b"\n")[0])["event"] == "first"
+    log.close()
+    os.close(reading)
+
+
 def test_after_half_a_record_the_next_one_starts_on_a_line_of_its_own(tmp_path: Path) -> None:
     reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    log = Log(f"/proc/self/fd/{writing}")  # the descriptor of the log is a new one: also make that one not wait
-    os.set_blocking(log._output._descriptor, False)
+    log = Log(f"/proc/self/fd/{writing}")
     while not log.dropped:
         log.logger.info("a", **{f"k{n}": "x" * 200 for n in range(40)})
     text = os.read(reading, 1 << 20)

@@ -47,6 +47,9 @@ CheckBackend: TypeAlias = Callable[[Mapping[str, Any]], Sequence[Problem]]
 EMBEDDED_BACKEND: Mapping[str, Any] = {"save_process": "HeadersParser|Hasher|Header|Sql"}
 """The production line when ``backend_config`` is absent: mail is kept in the embedded store."""
 
+MAX_PROCESSES = 256
+"""What ``processes`` can be, at most."""
+
 
 # Durations
 
@@ -123,7 +126,7 @@ class AppConfig(Section):
     shutdown_timeout: Duration = Field(
         default=60.0, description="How long messages on their way are waited for at the end."
     )
-    processes: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
+    processes: Annotated[int, Field(ge=1, le=MAX_PROCESSES)] | Literal["auto"] = Field(
         default=1,
         description='Processes that share the listening interfaces; "auto": one for each processor of the machine.',
     )
@@ -163,6 +166,14 @@ class AppConfig(Section):
             if not host or not host.isprintable() or " " in host:
                 raise refused(f"found {shown(host)}", "meant: the name of a domain")
         return hosts
+
+    @field_validator("processes", mode="before")
+    @classmethod
+    def _processes(cls, count: object) -> object:
+        # One complaint, where pydantic would have one for each of the two types.
+        if count != "auto" and not (type(count) is int and 1 <= count <= MAX_PROCESSES):
+            raise refused(f"found {shown(count)}", f'meant: a whole number from 1 to {MAX_PROCESSES}, or "auto"')
+        return count
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -241,7 +252,14 @@ def as_config(config: AppConfig | Mapping[str, Any] | None) -> AppConfig:
 
     Raises:
         ConfigError: if a mapping is no configuration.
+        TypeError: if it is something else.
     """
     if config is None:
         return AppConfig.embedded()
-    return config if isinstance(config, AppConfig) else parse(config)
+    if isinstance(config, Mapping):
+        return parse(config)
+    if not isinstance(config, AppConfig):
+        raise TypeError(
+            f"found {config!r}; meant: an AppConfig, a mapping with its keys, or what load gives for a file"
+        )
+    return config

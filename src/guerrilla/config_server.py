@@ -62,8 +62,11 @@ class TLSConfig(Section):
     prefer_server_cipher_suites: bool = Field(
         default=False, description="Choose the cipher by our order and not by the client's."
     )
-    protocols: list[Literal["tls1.0", "tls1.1", "tls1.2", "tls1.3"]] = Field(
-        default=[], max_length=2, description="Lowest and highest version; empty: tls1.2 and later."
+    protocols: list[Literal["ssl3.0", "tls1.0", "tls1.1", "tls1.2", "tls1.3"]] = Field(
+        default=[],
+        max_length=2,
+        description="Lowest and highest version; empty: tls1.2 and later. The lowest can be ssl3.0, which files of the "
+        "Go program have, and is taken for tls1.0.",
     )
     ciphers: list[str] = Field(
         default=[],
@@ -88,6 +91,8 @@ class TLSConfig(Section):
             raise refused("TLS is on, but there is no key", "set both private_key_file and public_key_file")
         if len(self.protocols) == 2 and self.protocols[0] > self.protocols[1]:
             raise refused(f"found protocols {shown(self.protocols)}", "meant: the lowest version, then the highest")
+        if self.protocols[1:] == ["ssl3.0"]:
+            raise refused(f"found protocols {shown(self.protocols)}", "meant: a highest version that there still is")
         return self
 
 

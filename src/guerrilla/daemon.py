@@ -387,8 +387,8 @@ class Daemon:
 
     def _start_server(self, server: Server) -> None:
         server.start()
-        host, port = server.address
-        self.log.info("receiving", address=f"{host}:{port}", listen_interface=server.name)
+        address = "[{}]:{}" if ":" in server.address[0] else "{}:{}"
+        self.log.info("receiving", address=address.format(*server.address), listen_interface=server.name)
 
     def _take_over(self, generation: Generation) -> list[Server]:
         """Let each server live by its policy of this generation; return those that it does not have."""

@@ -18,6 +18,9 @@ class Doors:
 
     def __init__(self) -> None:
         self._sockets: dict[Place, list[socket.socket]] = {}
+        self._taken: dict[Place, list[socket.socket]] = {}
+        """Those that a server has; it closes them."""
+        self._inherited: list[socket.socket] = []
 
     @property
     def places(self) -> list[Place]:
@@ -43,11 +46,26 @@ class Doors:
             if place in besides or place in self._sockets:
                 continue
             try:
-                opened[place] = open_sockets(server.host, server.port)
+                opened[place] = open_sockets(server.host, server.port, self._leaving(config, server.port))
             except OSError as error:
                 _close_all(opened.values())
                 raise StartError(f"server {server.listen_interface}: cannot listen: {_why(error)}") from error
         self._sockets.update(opened)
+
+    def _leaving(self, config: AppConfig, port: int) -> list[socket.socket]:
+        """Return the sockets at a port that this configuration does not have: a server may be moving from there.
+
+        What was inherited stays open elsewhere, so nothing can take its place.
+        """
+        wanted = places(config)
+        leaving = [
+            each for place, some in (self._sockets | self._taken).items() if place not in wanted for each in some
+        ]
+        return [
+            each
+            for each in leaving
+            if each.fileno() >= 0 and each not in self._inherited and each.getsockname()[1] == port
+        ]
 
     def inherit(self, config: AppConfig, sockets: Sequence[socket.socket]) -> None:
         """Take over sockets that listen already, for the servers that listen there; the others are closed."""
@@ -55,12 +73,13 @@ class Doors:
             mine = systemd.sockets_for(server.host, server.port, sockets)
             if mine:
                 self._sockets[place] = mine
-        taken = [listening for mine in self._sockets.values() for listening in mine]
-        _close_all([[each for each in sockets if each not in taken]])
+        self._inherited = [listening for mine in self._sockets.values() for listening in mine]
+        _close_all([[each for each in sockets if each not in self._inherited]])
 
     def take(self, place: Place) -> list[socket.socket]:
         """Hand over the sockets of a place; they are the caller's to close."""
-        return self._sockets.pop(place)
+        self._taken[place] = self._sockets.pop(place)
+        return list(self._taken[place])
 
     def close(self, config: AppConfig | None) -> None:
         """Close the sockets that are for no server of this configuration; without one, all."""

@@ -146,21 +146,23 @@ class Generation:
             ) from error
 
     async def _policy(self, server: ServerConfig, hosts: AllowedHosts, backend: Backend, spool: Spool) -> Policy:
-        log = self._open_log(server.log_file or self.config.log_file, server.log_level or self.config.log_level)
+        where = f"server {server.listen_interface}: " if server.log_file else ""
+        path, level = server.log_file or self.config.log_file, server.log_level or self.config.log_level
+        log = self._open_log(path, level, where)
         try:
             # A thousand certificates take seconds, in which mail flows on.
             return await asyncio.to_thread(Policy, server, hosts=hosts, backend=backend, spool=spool, log=log)
         except TLSError as error:
             raise StartError(f"server {server.listen_interface}: {error}") from error
 
-    def _open_log(self, path: str, level: str) -> FilteringBoundLogger:
+    def _open_log(self, path: str, level: str, where: str = "") -> FilteringBoundLogger:
         if self._given_log is not None:
             return self._given_log
         if (path, level) not in self._logs:
             try:
                 self._logs[path, level] = Log(path, level, self.config.log_format)
             except OSError as error:
-                raise StartError(f"log_file {path!r}: {error.strerror}") from error
+                raise StartError(f"{where}log_file {path!r}: {error.strerror}") from error
         return self._logs[path, level].logger
 
 

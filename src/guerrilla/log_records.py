@@ -51,7 +51,9 @@ class Output:
 
     def _open(self) -> int:
         if self.is_file:
-            return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            # A named pipe that nobody reads, or reads too slowly, must not hold up the mail.
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+            return os.open(self._path, flags, 0o640)
         # A stream that was closed before the start is None; its number may belong to a database by now.
         stream, number = (sys.__stdout__, 1) if self._path == "stdout" else (sys.__stderr__, 2)
         return -1 if stream is None or self._path == "off" else os.dup(number)

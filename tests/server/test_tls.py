@@ -85,6 +85,16 @@ def test_protocols_are_the_lowest_and_the_highest_version(
     assert (made.minimum_version, made.maximum_version) == (lowest, highest)
 
 
+def test_ssl_3_of_an_old_file_is_the_lowest_version_that_there_still_is(certificate: Certificate) -> None:
+    warnings: list[Problem] = []
+    made = context(certificate, warnings.append, protocols=["ssl3.0", "tls1.2"])
+    assert (made.minimum_version, made.maximum_version) == (ssl.TLSVersion.TLSv1, ssl.TLSVersion.TLSv1_2)
+    assert handshake(made, old_client(certificate, ssl.TLSVersion.TLSv1)).version() == "TLSv1"
+    assert [str(problem) for problem in warnings] == [
+        "warning: tls.protocols: ssl3.0: there is no such version any more, tls1.0 is the lowest"
+    ]
+
+
 def test_old_tls_can_be_asked_for_by_name_and_works(certificate: Certificate) -> None:
     made = context(certificate, protocols=["tls1.1", "tls1.3"])
     assert handshake(made, old_client(certificate, ssl.TLSVersion.TLSv1_1)).version() == "TLSv1.1"

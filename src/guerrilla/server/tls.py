@@ -83,6 +83,8 @@ def make_context(config: TLSConfig, warn: Callable[[Problem], None] = lambda pro
             f"checking it; meant: NoClientCert, or {_CHECKED[config.client_auth_type]} with the authorities in "
             "tls.root_cas_file"
         )
+    if "ssl3.0" in config.protocols:
+        warn(Problem("tls.protocols", "ssl3.0: there is no such version any more, tls1.0 is the lowest", warning=True))
     suites = _suites(config, warn)
     authorities = _authorities(config)
 
@@ -180,6 +182,8 @@ def _settings(config: TLSConfig, suites: str, authorities: bytes | None) -> ssl.
 
 def _versions(config: TLSConfig) -> tuple[str, str]:
     lowest = config.protocols[0] if config.protocols else "tls1.2"
+    # There is no SSL 3.0 any more (RFC 7568): what is left of what was asked for.
+    lowest = "tls1.0" if lowest == "ssl3.0" else lowest
     return lowest, config.protocols[1] if len(config.protocols) == 2 else "tls1.3"
 
 
