@@ -360,7 +360,8 @@ class _Service(Generic[ServedT]):
             async with self._daemon, self._controlled():
                 self._beat()
                 self._house.started()
-                await self._ending.wait()
+                with _calm_collector():
+                    await self._ending.wait()
                 self._house.notifier.stopping()
         finally:
             if self._heartbeat is not None:
