@@ -103,8 +103,9 @@ class Server:
         if self._shared is not None:
             self._shared.accept(False)
         for listening in self._sockets:
-            if self.loop.remove_reader(listening.fileno()) and self._shared is None:
-                self._accept(listening)  # who waits already is told 421, not reset
+            accepting = self.loop.remove_reader(listening.fileno())
+            if self._shared.ends() if self._shared is not None else accepting:
+                self._take_the_rest(listening)
             listening.close()
         self._sockets = []
         if self._spare >= 0:
@@ -123,8 +124,9 @@ class Server:
         self.stop_accepting()
         for connection in list(self.connections):
             connection.hurry(SHUTTING_DOWN)
-        # One turn of the loop for the last words to leave.
+        # One turn of the loop for the last words.
         await asyncio.sleep(0)
+        self.outbox.send()
         for connection in list(self.connections):
             connection.abort()
         for task in self._tasks:
@@ -177,6 +179,12 @@ class Server:
                 self.loop.remove_reader(listening.fileno())
                 self.loop.call_later(COURTESY, self._take_in_turn, listening)
                 return
+            if not self._take(listening):
+                return
+
+    def _take_the_rest(self, listening: socket.socket) -> None:
+        """Take who waits already, to be told 421 and not reset."""
+        for _ in range(ACCEPT_BURST):
             if not self._take(listening):
                 return
 
