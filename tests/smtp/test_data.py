@@ -41,7 +41,9 @@ def unstuffed(content: bytes) -> bytes:
 @pytest.mark.parametrize("tls", [None, TLSInfo("TLSv1.3", "c")], ids=["clear", "tls"])
 @pytest.mark.parametrize("newlines", [Newlines.REJECT, Newlines.NORMALIZE])
 @pytest.mark.parametrize("octet_by_octet", [False, True])
-@pytest.mark.parametrize("head", [b"Subject: x\r\n\r\nbody", b""], ids=["middle", "first"])
+@pytest.mark.parametrize(
+    "head", [b"Subject: x\r\n\r\nbody", b"", b"a.b" * 40, b"a.b" * 31], ids=["middle", "first", "many dots", "some dots"]
+)
 @pytest.mark.parametrize("sequence", SEQUENCES)
 def test_nothing_but_the_end_ends_a_message(
     sequence: bytes, head: bytes, octet_by_octet: bool, newlines: Newlines, tls: TLSInfo | None

@@ -17,7 +17,8 @@ _SMALL: Final = 4096
 """Octets below which a piece is joined to others: as an object of its own it would cost more than it holds."""
 _END_OF_DATA = b"\r\n.\r\n"
 _LEADING_DOT = re.compile(rb"\.(?<=\r\n\.)")
-"""A dot that begins a line. It is looked for dot first: there are fewer of them than of line ends."""
+_FEW = 32
+"""Dots that are looked at one by one. A large message is mostly base64, which has none."""
 _ANY_NEWLINE = re.compile(rb"\r\n|\r|\n")
 
 
@@ -176,8 +177,7 @@ class DotReader:
         """Take octets; return how many of them belong to the message, or -1 if its end has not come."""
         held = self._held
         block = held + octets
-        leading = _LEADING_DOT.search(block)
-        dotted = leading.start() - 2 if leading is not None else len(block)
+        dotted = _leading_dot(block)
         end = block.find(_END_OF_DATA, dotted)
         if end < 0:
             keep = 0
@@ -199,3 +199,20 @@ class DotReader:
         if part:
             self._content.write(part)
         return -1 if end < 0 else end + len(_END_OF_DATA) - len(held)
+
+
+def _leading_dot(block: bytes) -> int:
+    """Return where the first CRLF stands that a dot follows, or the length of the block if there is none.
+
+    It is looked for dot first: there are fewer of them than of line ends, and to find the next one takes no time.
+    """
+    at = block.find(b".")
+    for _ in range(_FEW):
+        if at < 0:
+            return len(block)
+        if block[at - 2 : at] == b"\r\n":
+            return at - 2
+        at = block.find(b".", at + 1)
+    if at >= 0 and (leading := _LEADING_DOT.search(block, at)) is not None:
+        return leading.start() - 2
+    return len(block)
