@@ -42,7 +42,9 @@ def unstuffed(content: bytes) -> bytes:
 @pytest.mark.parametrize("newlines", [Newlines.REJECT, Newlines.NORMALIZE])
 @pytest.mark.parametrize("octet_by_octet", [False, True])
 @pytest.mark.parametrize(
-    "head", [b"Subject: x\r\n\r\nbody", b"", b"a.b" * 40, b"a.b" * 31], ids=["middle", "first", "many dots", "some dots"]
+    "head",
+    [b"Subject: x\r\n\r\nbody", b"", b"a.b" * 40, b"a.b" * 31],
+    ids=["middle", "first", "many dots", "some dots"],
 )
 @pytest.mark.parametrize("sequence", SEQUENCES)
 def test_nothing_but_the_end_ends_a_message(
@@ -98,6 +100,8 @@ def test_an_end_over_the_edge_of_a_read_works_once(edge: int, offset: int) -> No
         (b"Subject: headers only\r\n", b"Subject: headers only\r\n"),
         (b" a continuation first\r\n", b" a continuation first\r\n"),
         (b"\0\x80\xff\x1a\r\n", b"\0\x80\xff\x1a\r\n"),
+        *((b"a." * dots + b"\r\n", b"a." * dots + b"\r\n") for dots in (31, 32, 33, 70)),
+        *((b"a." * dots + b"\r\n..\r\n", b"a." * dots + b"\r\n.\r\n") for dots in (31, 32, 33, 70)),
     ],
 )
 def test_dots_are_unstuffed_once_and_nothing_else_is_touched(sent: bytes, stored: bytes) -> None:
