@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import socket
 import struct
 import threading
@@ -317,16 +318,17 @@ async def test_the_end_does_not_wait_for_ever(
 
 
 class ScarceSocket(socket.socket):
-    """A socket that finds no descriptor free, once, and then nobody."""
+    """A socket that finds no descriptor free, not even when one was given up, and then nobody."""
 
     def __init__(self, fileno: int) -> None:
         super().__init__(fileno=fileno)
-        self.errors: list[OSError] = [OSError(24, "Too many open files"), BlockingIOError()]
+        self.errors: list[OSError] = [*[OSError(24, "Too many open files")] * 2, BlockingIOError()]
         self.found_none = asyncio.Event()
 
     def accept(self) -> tuple[socket.socket, Any]:
         if self.errors:
-            self.found_none.set()
+            if len(self.errors) == 2:
+                self.found_none.set()
             raise self.errors.pop(0)
         return super().accept()
 
@@ -358,3 +360,29 @@ async def test_the_end_comes_also_while_no_descriptor_is_left(listening: Control
             await scarce.found_none.wait()
             await served.close()
             writer.close()
+
+
+async def test_who_asks_while_all_descriptors_are_in_use_has_an_answer(listening: ControlSocket, path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+    clients = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+    async with asyncio.timeout(DEADLINE), controlled(listening, echo_soon):
+        try:
+            highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.dup(0))
+            for client in clients:
+                client.setblocking(False)
+                await loop.sock_connect(client, os.fspath(path))
+                await loop.sock_sendall(client, b"{}\n")
+                assert json.loads(await loop.sock_recv(client, 4096))["ok"]
+                assert await loop.sock_recv(client, 1) == b""
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for descriptor in taken:
+                os.close(descriptor)
+            for client in clients:
+                client.close()

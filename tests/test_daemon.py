@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import resource
 import smtplib
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +286,30 @@ async def test_a_pid_file_that_cannot_be_written_is_a_warning() -> None:
     assert (warning["event"], warning["cause"]) == ("cannot write the pid file", "No such file or directory")
 
 
+async def test_a_pid_file_that_is_a_pipe_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    capture = LogCapture()
+    log = structlog.wrap_logger(None, processors=[capture]).bind()
+    async with Daemon(config(pid_file=str(path)), log=log):
+        pass
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    async with Daemon(config(pid_file=str(path)), log=log):
+        pass
+    os.close(reader)
+    causes = [entry["cause"] for entry in capture.entries if entry["event"] == "cannot write the pid file"]
+    assert causes == ["No such device or address", "Not a regular file"]
+    assert path.is_fifo()
+
+
+async def test_who_means_several_processes_and_starts_one_is_told() -> None:
+    capture = LogCapture()
+    log = structlog.wrap_logger(None, processors=[capture]).bind()
+    async with Daemon(config(processes=3), log=log):
+        pass
+    assert [entry["processes"] for entry in capture.entries if "only Daemon.run" in entry["event"]] == [3]
+
+
 async def test_twenty_lives_leave_nothing_behind() -> None:
     backend = RecordingBackend()
     daemon = Daemon(config(), backend=backend)
@@ -322,3 +349,72 @@ def test_in_a_thread_it_ends_also_when_the_block_fails() -> None:
     with pytest.raises(KeyError), daemon.in_thread():
         raise KeyError
     assert daemon.addresses == []
+
+
+INTERRUPTED = """
+import asyncio, os, signal
+from guerrilla import Daemon, Processor, ProcessorConfig
+
+class Slow(Processor[ProcessorConfig]):
+    async def initialize(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.Event().wait()
+
+    async def shutdown(self):
+        print("closed")
+
+servers = [{"listen_interface": "127.0.0.1:0"}]
+daemon = Daemon({"servers": servers, "log_file": "off", "backend_config": {"save_process": "Slow"}})
+daemon.add_processor("Slow", Slow)
+try:
+    with daemon.in_thread():
+        print("started")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_during_a_start_in_a_thread_ends_it() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("closed\ninterrupted\n", "")
+
+
+def test_a_call_runs_on_the_loop_of_the_daemon_and_one_from_there_is_refused() -> None:
+    daemon = Daemon(config())
+
+    async def call_itself() -> None:
+        daemon.call(asyncio.sleep(0))
+
+    with daemon.in_thread():
+        assert daemon.call(asyncio.sleep(0, "done")) == "done"
+        with pytest.raises(RuntimeError, match="await the coroutine"):
+            daemon.call(call_itself())
+    with pytest.raises(RuntimeError, match="does not run"):
+        daemon.call(asyncio.sleep(0))
+
+
+async def test_a_logger_of_the_standard_library_may_take_the_place_of_the_logs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logger = logging.getLogger("mail")
+    with caplog.at_level(logging.INFO, "mail"):
+        async with Daemon(config(), log=logger) as daemon:
+            await deliver(daemon)
+            daemon.log.debug("not heard")
+            daemon.log.warning(5)  # type: ignore[arg-type]
+            try:
+                raise ValueError("two\nlines")
+            except ValueError:
+                daemon.log.bind(name="a", msg="x\ny").exception("a\nb", args=1)
+    texts = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
+    assert texts[0][:2] == ("mail", "INFO")
+    assert texts[0][2].startswith("receiving address=127.0.0.1:")
+    assert texts[-2] == ("mail", "WARNING", "5")
+    assert texts[-1][:2] == ("mail", "ERROR")
+    assert texts[-1][2].startswith("a\\x0ab name=a msg=x\\x0ay args=1\n    Traceback")
+    assert texts[-1][2].endswith("\n    ValueError: two\n    lines")
+
+
+def test_what_is_no_logger_is_refused() -> None:
+    with pytest.raises(TypeError, match="found <class 'object'> for a log; meant: a logger of structlog"):
+        Daemon(config(), log=object)  # type: ignore[arg-type]

@@ -185,6 +185,22 @@ async def test_nothing_takes_the_place_of_a_socket_that_whoever_started_us_keeps
                 await daemon.reload_config(config({"listen_interface": f":{port}"}))
 
 
+async def test_a_server_on_a_socket_that_was_inherited_comes_and_goes_by_reloads() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as kept:
+        port = kept.getsockname()[1]
+        server, other = {"listen_interface": f"127.0.0.1:{port}"}, {"listen_interface": "127.0.0.1:0"}
+        daemon = daemon_with(config(other, {**server, "is_enabled": False}))
+        inherited = kept.dup()
+        inherited.setblocking(False)
+        daemon.inherit([inherited])
+        async with daemon:
+            for _ in range(2):
+                await daemon.reload_config(config(other, server))
+                await (await Caller.call(port)).close()
+                await daemon.reload_config(config(other, {**server, "is_enabled": False}))
+        assert inherited.fileno() < 0
+
+
 async def test_two_servers_cannot_have_the_same_address_by_a_reload_either() -> None:
     port = free_port()
     servers = [{"listen_interface": f"{host}:{port}"} for host in ("127.0.0.1", "")]
@@ -237,6 +253,8 @@ BUSY = "a port that is taken"
         ({"backend_config": {"save_process": "Refuses"}}, StartError, "foo_password"),
         ({"spool_path": "/nowhere"}, StartError, "spool_path"),
         ({"log_file": "/nowhere/log"}, StartError, "log_file"),
+        ({"pid_file": "/nowhere/pid"}, StartError, "pid_file '/nowhere/pid': No such file or directory"),
+        ({"user": "no-such-user"}, StartError, "user: there is no user 'no-such-user'"),
         ({"servers": BUSY}, StartError, "Address already in use"),
         ({"servers": [{"listen_interface": "x"}]}, ConfigError, "listen_interface"),
     ],
@@ -282,6 +300,26 @@ async def test_logs_levels_and_the_pid_file_move(tmp_path: Path) -> None:
         assert "command refused" in own.read_text()
         await caller.close()
     assert not (tmp_path / "new.pid").exists()
+
+
+async def test_the_pid_file_stays_where_it_can_be_and_a_reload_that_leaves_the_key_alone_does_not_fail_by_it(
+    tmp_path: Path,
+) -> None:
+    server = {"listen_interface": f"127.0.0.1:{free_port()}"}
+    path = tmp_path / "pid"
+    async with daemon_with(config(server, pid_file=str(path))) as daemon:
+        with pytest.raises(StartError, match="pid_file '/nowhere/pid'"):
+            await daemon.reload_config(config(server, pid_file="/nowhere/pid"))
+        assert path.read_text() == f"{os.getpid()}\n"
+        other_name = tmp_path / "link"
+        other_name.symlink_to(path)
+        await daemon.reload_config(config(server, pid_file=str(other_name)))
+        assert path.read_text() == f"{os.getpid()}\n"
+        await daemon.reload_config(config(server))
+        assert not other_name.is_symlink()
+    async with daemon_with(config(server, pid_file="/nowhere/pid")) as daemon:
+        await daemon.reload_config(config(server, pid_file="/nowhere/pid", allowed_hosts=["other.test"]))
+        assert daemon.config.allowed_hosts == ["other.test"]
 
 
 async def test_fifty_reloads_leave_nothing_behind() -> None:

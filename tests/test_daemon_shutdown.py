@@ -219,3 +219,75 @@ def test_after_a_signal_a_message_under_way_is_taken_and_after_a_second_one_it_i
                 said = receive_up_to(busy, SHUTTING_DOWN)
                 assert (b"250 2.0.0 OK: queued" in said) is (signals == 1)
             assert process.wait(timeout=30) == 0
+
+
+DEAF = """
+import asyncio, sys
+import guerrilla.backends.gateway, guerrilla.service
+from guerrilla import Daemon, Processor, ProcessorConfig
+
+guerrilla.backends.gateway.GRACE = guerrilla.service.LAST_RESORT = 0.1
+
+class Deaf(Processor[ProcessorConfig]):
+    async def save_mail(self, envelope, call_next):
+        print("reached", flush=True)
+        while True:
+            try:
+                await asyncio.sleep(1000)
+            except asyncio.CancelledError:
+                pass
+
+config = {
+    "servers": [{"listen_interface": "127.0.0.1:0"}], "allowed_hosts": ["."], "shutdown_timeout": "10ms",
+    "backend_config": {"save_process": "Deaf", "gw_save_timeout": "1h"},
+}
+daemon = Daemon(config)
+daemon.add_processor("Deaf", Deaf)
+daemon.run(lambda daemon: print(daemon.addresses[0][1][1], flush=True))
+"""
+
+
+def test_a_processor_that_swallows_its_cancellation_holds_the_end_no_longer_than_it_is_given() -> None:
+    command = [sys.executable, "-c", DEAF]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            address = ("127.0.0.1", int(process.stdout.readline()))
+            with socket.create_connection(address, timeout=30) as client:
+                client.sendall(BEGIN + b".\r\n")
+                assert process.stdout.readline() == "reached\n"
+                process.terminate()
+                receive_up_to(client, SHUTTING_DOWN)
+            _, log = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 0, log
+    assert "a processor does not end although it is cancelled" in log
+
+
+HANGS_AT_A_RELOAD = """
+import asyncio, os, signal
+from guerrilla import Daemon, Processor, ProcessorConfig
+
+times = 0
+
+class Hangs(Processor[ProcessorConfig]):
+    async def initialize(self):
+        global times
+        times += 1
+        if times == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.Event().wait()
+
+servers = [{"listen_interface": "127.0.0.1:0"}]
+daemon = Daemon({"servers": servers, "log_file": "off", "backend_config": {"save_process": "Hangs"}})
+daemon.add_processor("Hangs", Hangs)
+daemon.run(lambda daemon: os.kill(os.getpid(), signal.SIGHUP), read_config=lambda: daemon.config)
+print("ended")
+"""
+
+
+def test_a_reload_that_hangs_does_not_hold_the_end() -> None:
+    command = [sys.executable, "-c", HANGS_AT_A_RELOAD]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("ended\n", "", 0)

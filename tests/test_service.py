@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from tests.private_servers.process import free_port
 
+from guerrilla.control import ask
+
 SERVE = [sys.executable, "-m", "guerrilla", "serve", "-c", "guerrilla.json"]
 
 
@@ -124,6 +126,35 @@ def test_after_the_ports_are_open_it_is_the_user_of_the_configuration(open_folde
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     assert list((open_folder / "run").iterdir()) == []
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(
+    ("keys", "why"),
+    [
+        ({"pid_file": "/nowhere/pid"}, "pid_file '/nowhere/pid': No such file or directory"),
+        ({"user": "no-such-user"}, "user: there is no user 'no-such-user', meant: a name or a number"),
+    ],
+)
+def test_a_reload_to_what_cannot_be_had_says_so_and_changes_nothing(
+    tmp_path: Path, processes: int, keys: dict[str, Any], why: str
+) -> None:
+    port = free_port()
+    configure(tmp_path, port, processes=processes)
+    with serving(tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        assert greeting(port) == b"220"
+        configure(tmp_path, port, processes=processes, **keys)
+        assert ask(tmp_path / "control", "reload", 30) == {"ok": False, "problems": [why]}
+        assert (tmp_path / "pid").read_text() == f"{process.pid}\n"
+        configure(tmp_path, port, processes=processes, pid_file=str(tmp_path / "other"))
+        assert ask(tmp_path / "control", "reload", 30)["ok"]
+        assert (tmp_path / "other").read_text() == f"{process.pid}\n"
+        assert not (tmp_path / "pid").exists()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_start_of_several_processes_that_fails_says_why(tmp_path: Path) -> None:

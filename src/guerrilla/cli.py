@@ -14,7 +14,6 @@ import os
 import platform
 import socket
 import sys
-import threading
 from collections.abc import Iterable, Iterator
 from importlib import metadata
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -33,7 +32,7 @@ from guerrilla.cli_init import init
 from guerrilla.cli_stores import cat, schema_sql
 from guerrilla.config import AppConfig, ConfigError, Problem, ServerConfig
 from guerrilla.daemon import Daemon, StartError
-from guerrilla.service import LAST_RESORT
+from guerrilla.service import last_resort
 from guerrilla.smtp import session
 
 DEFAULT_PID_FILE = "/var/run/go-guerrilla.pid"
@@ -63,9 +62,7 @@ def main() -> None:
         app(prog_name="guerrillad")
     except SystemExit as ending:
         # All is kept and closed. Python waits for threads; one that a processor has hung must not hold the process.
-        last_resort = threading.Timer(LAST_RESORT, os._exit, (ending.code if isinstance(ending.code, int) else 0,))
-        last_resort.daemon = True
-        last_resort.start()
+        last_resort(ending.code if isinstance(ending.code, int) else 0)
         raise
 
 

@@ -44,6 +44,13 @@ _OF_A_SERVER: Final[tuple[type[ServerChange], ...]] = (
     ServerMaxClientsChanged,
 )
 
+_ONLY_AT_START: Final = ("processes", "user", "group", "control_socket")
+
+
+def only_at_start(old: AppConfig, new: AppConfig) -> list[str]:
+    """Return the keys that have changed and that a reload cannot let take effect: only the next start can."""
+    return [key for key in _ONLY_AT_START if _differ(old, new, key)]
+
 
 def changes(old: AppConfig, new: AppConfig, renewed: Collection[str] = ()) -> list[Event]:
     """Return the events that tell what has changed from one configuration to the next.

@@ -5,10 +5,12 @@ What is here knows JSON, TOML and the words for their faults; what the keys mean
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,8 +51,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Source]:
 
 def _text(name: str) -> str:
     try:
-        with open(name, "rb") as file:
-            octets = file.read(MAX_OCTETS + 1)
+        octets = _octets(name)
     except FileNotFoundError:
         raise ConfigError([Problem("", "there is no such file")], Source(name)) from None
     except IsADirectoryError:
@@ -65,6 +66,23 @@ def _text(name: str) -> str:
     except UnicodeDecodeError as error:
         line = octets.count(b"\n", 0, error.start) + 1
         raise ConfigError([Problem("", f"line {line} is not UTF-8 text", "meant: a text file")], Source(name)) from None
+
+
+def _octets(name: str) -> bytes:
+    """Return what is in a file, or comes through a pipe until its writers end, as in ``-c <(...)``.
+
+    A pipe without a writer is empty: a daemon that reloads does not wait for one.
+    """
+    with open(name, "rb", opener=_without_waiting) as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+            raise OSError(errno.EINVAL, "Neither a regular file nor a pipe")
+        os.set_blocking(file.fileno(), True)
+        return file.read(MAX_OCTETS + 1)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def _at(text: str, offset: int) -> tuple[int, int]:

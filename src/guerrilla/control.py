@@ -46,7 +46,7 @@ CLOSE_TIMEOUT: Final = 5.0
 """Seconds that what is being done for a client has, when the daemon ends."""
 
 ACCEPT_PAUSE: Final = 1.0
-"""Seconds before the next try, when there was no descriptor for a client."""
+"""Seconds before the next try, when there was no descriptor for a client, not even the spare one."""
 
 AsyncAnswer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """What gives the answer to a request."""
@@ -217,6 +217,8 @@ class Control:
         self._working: set[asyncio.Task[None]] = set()
         """Connections whose request is being done."""
         self._again: asyncio.TimerHandle | None = None
+        self._spare = -1
+        """A descriptor to give up for a client when no other is left: just then one wants to know the status."""
         self._closed = False
 
     def start(self) -> None:
@@ -237,9 +239,24 @@ class Control:
                 task.cancel()
         if left := self._waiting | self._working:
             await asyncio.wait(left)
+        self._release_spare()
+
+    def _hold_spare(self) -> None:
+        if self._spare < 0:
+            with contextlib.suppress(OSError):
+                self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _release_spare(self) -> bool:
+        """Return whether there was one."""
+        if self._spare < 0:
+            return False
+        os.close(self._spare)
+        self._spare = -1
+        return True
 
     def _accepting(self) -> None:
         if not self._closed:
+            self._hold_spare()
             asyncio.get_running_loop().add_reader(self._listening, self._accept)
 
     def _accept(self) -> None:
@@ -248,7 +265,9 @@ class Control:
             connection, _ = self._listening.accept()
         except BlockingIOError:
             return
-        except OSError:  # no descriptor is left: the socket stays readable, so look away for a while
+        except OSError:  # no descriptor is left: the socket stays readable, so come again, or look away for a while
+            if self._release_spare():
+                return
             loop.remove_reader(self._listening)
             self._again = loop.call_later(ACCEPT_PAUSE, self._accepting)
             return
@@ -297,22 +316,33 @@ async def _read_request(connection: socket.socket) -> bytes:
     return line
 
 
-def answer_blocking(connection: socket.socket, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def answer_blocking(connection: socket.socket, answer: Callable[[dict[str, Any]], dict[str, Any] | None]) -> None:
     """Answer a connection, where there is no event loop; it is the caller's to close.
 
-    Never raises. Besides the function that gives the answer, it takes at most ``BLOCKING_TIMEOUT`` seconds to read the
-    request, and the same to write the answer.
+    ``answer`` returns None when the answer comes later, by ``tell_blocking``. Never raises. Besides that function, it
+    takes at most ``BLOCKING_TIMEOUT`` seconds to read the request, and the same to write the answer.
     """
     with contextlib.suppress(OSError):
         line = _receive(connection, BLOCKING_TIMEOUT, MAX_REQUEST)
         if not line:
             return
         try:
-            octets = _encode(answer(_request(connection, line)))
+            told = answer(_request(connection, line))
+            octets = _encode(told) if told is not None else b""
         except Exception as error:
             octets = _encode(_failure(error))
-        connection.settimeout(BLOCKING_TIMEOUT)
-        connection.sendall(octets)
+        _send(connection, octets)
+
+
+def tell_blocking(connection: socket.socket, answer: dict[str, Any]) -> None:
+    """Give a connection its answer, within ``BLOCKING_TIMEOUT`` seconds. Never raises."""
+    with contextlib.suppress(OSError):
+        _send(connection, _encode(answer))
+
+
+def _send(connection: socket.socket, octets: bytes) -> None:
+    connection.settimeout(BLOCKING_TIMEOUT)
+    connection.sendall(octets)
 
 
 def _complete(line: bytes) -> bool:

@@ -8,42 +8,41 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
 from guerrilla import privileges, service
 from guerrilla.backends.base import Backend
+from guerrilla.backends.gateway import Gateway
 from guerrilla.backends.processor import Factory
 from guerrilla.backends.registry import Registry
 from guerrilla.config import AppConfig, ConfigError, Problem, ServerConfig, as_config, load
-from guerrilla.config_changes import changes
+from guerrilla.config_changes import changes, only_at_start
 from guerrilla.counters import Counters
 from guerrilla.descriptors import raise_descriptor_limit
 from guerrilla.doors import Doors
 from guerrilla.event_bus import EventBus
 from guerrilla.events import Event, LogFileReopened, ServerLogFileReopened
 from guerrilla.generation import Generation, Place, StartError, forget_log, log_only, places
+from guerrilla.log import as_logger
 from guerrilla.loop_lag import LoopLag
+from guerrilla.own_stats import OwnStats
 from guerrilla.pid_file import PidFile
+from guerrilla.processes import Share
 from guerrilla.server.limits import Memory
 from guerrilla.server.listener import Server
 from guerrilla.server.witness import Witness
 from guerrilla.stats import Stats
-from guerrilla.supervisor import Share
 
 __all__ = ["Daemon", "StartError"]
 
-PUBLISH_EVERY: Final = 1.0
-"""Seconds after which the other processes know of what happened in this one."""
-
 ResultT = TypeVar("ResultT")
-
-_ONLY_AT_START: Final = ("processes", "user", "group", "control_socket")
 
 
 class Daemon:
@@ -54,10 +53,12 @@ class Daemon:
 
     ``config`` is an AppConfig, a mapping with the keys of the configuration file, or None for the embedded default:
     127.0.0.1:2525, any recipient, mail kept in guerrilla.db. ``backend`` takes the place of the gateway, ``log`` that
-    of the logs that the configuration describes; neither is closed at the end.
+    of the logs that the configuration describes: a logger of structlog or of the standard library. Neither is closed
+    at the end.
 
     Raises:
         ConfigError: if the mapping is no configuration.
+        TypeError: if the logger is neither.
     """
 
     def __init__(
@@ -65,18 +66,18 @@ class Daemon:
         config: AppConfig | Mapping[str, Any] | None = None,
         *,
         backend: Backend | None = None,
-        log: FilteringBoundLogger | None = None,
+        log: FilteringBoundLogger | logging.Logger | None = None,
     ) -> None:
         self.config = as_config(config)
         self.registry = Registry()
         self._given_backend = backend
-        self._given_log = log
+        self._given_log = as_logger(log) if log is not None else None
         self._memory = Memory(0)
         self._events = EventBus()
         self._counters = Counters()
         self._lag = LoopLag()
-        self._publishing: asyncio.TimerHandle | None = None
         self._generation: Generation | None = None
+        self._stats = OwnStats(self._counters, self._memory, self._lag, self._events, self._gateway)
         self._servers: dict[Place, Server] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -111,10 +112,14 @@ class Daemon:
         return load(path, self.registry.check)
 
     def check(self, config: AppConfig) -> None:
-        """Raise ConfigError with all that is wrong with ``backend_config``."""
+        """Raise ConfigError with all that is wrong with ``backend_config``, or StartError for an unknown user."""
         problems = [problem for problem in self.registry.check(config.backend_config) if not problem.warning]
         if problems and self._given_backend is None:
             raise ConfigError(problems, config.source)
+        try:
+            privileges.owner(config.user, config.group)
+        except privileges.PrivilegeError as error:
+            raise StartError(str(error)) from error
 
     def set_config(self, config: AppConfig | Mapping[str, Any]) -> None:
         """Let a configuration hold from the next start on.
@@ -177,7 +182,7 @@ class Daemon:
         self._hurry.set()
 
     async def __aenter__(self) -> Daemon:
-        """Start."""
+        """Start, in this process alone: ``processes`` is for ``run``."""
         await self.start()
         return self
 
@@ -221,6 +226,8 @@ class Daemon:
             return
         for path, error in self._generation.reopen_logs():
             self._generation.log.error("cannot reopen the log", log_file=path, cause=error.strerror)
+        if not self._running:
+            return  # several processes: each tells it itself
         self._events.publish(LogFileReopened(old=self.config, new=self.config))
         for server in places(self.config).values():
             if server.log_file:
@@ -247,32 +254,10 @@ class Daemon:
 
     def stats(self) -> Stats:
         """Return what has happened since the start, and what is under way, over all processes."""
-        if self.share is None:
-            return self._own_stats()
-        self.share.stats.write(self.share.slot, self._own_stats())
-        return self.share.stats.total() or self._own_stats()
+        return self._stats.total()
 
-    def _own_stats(self) -> Stats:
-        gateway = self._generation.gateway if self._generation is not None else None
-        return Stats.of(
-            self._counters,
-            queue_depth=gateway.queue_depth if gateway is not None else 0,
-            workers=gateway.workers if gateway is not None else 0,
-            workers_busy=gateway.workers_busy if gateway is not None else 0,
-            memory_in_flight=self._memory.held,
-            loop_lag=self._lag.last,
-            loop_lag_max=self._lag.largest,
-            events_dropped=self._events.dropped,
-        )
-
-    def _publish_stats(self, *, last: bool = False) -> None:
-        """Let the other processes know this one's numbers, again and again."""
-        assert self.share is not None
-        if self._publishing is not None:
-            self._publishing.cancel()
-        self.share.stats.write(self.share.slot, self._own_stats())
-        if not last:
-            self._publishing = asyncio.get_running_loop().call_later(PUBLISH_EVERY, self._publish_stats)
+    def _gateway(self) -> Gateway | None:
+        return self._generation.gateway if self._generation is not None else None
 
     # Ways to run.
 
@@ -296,7 +281,8 @@ class Daemon:
     def in_thread(self) -> Iterator[Daemon]:
         """Run in a thread of its own as long as the ``with`` block lasts, for a program that has no event loop.
 
-        ``call`` is how such a program uses what is asynchronous here. Raises what ``start`` does.
+        ``call`` is how such a program uses what is asynchronous here. ``processes`` does not count: this is one.
+        Raises what ``start`` does.
         """
         with service.in_thread(self):
             yield self
@@ -307,12 +293,9 @@ class Daemon:
             with daemon.in_thread():
                 daemon.call(daemon.reload_config_file())
 
-        Raises what the coroutine raises, and RuntimeError if the daemon does not run.
+        Raises what the coroutine raises, and RuntimeError if the daemon does not run, or if this is its own loop.
         """
-        if self._loop is None or not self._running:
-            coroutine.close()
-            raise RuntimeError("the daemon does not run")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        return service.call(self._loop if self._running else None, coroutine)
 
     # Opening, in this order.
 
@@ -323,7 +306,8 @@ class Daemon:
         self.check(config)  # which also imports what the line needs, while we may read it
         self._opened.callback(self.close_sockets, None)
         self.open_sockets(config)
-        self.drop_privileges()
+        if self.share is None:
+            self.drop_privileges()
         forget_log(self._generation)  # the supervisor's, in one of several processes
         generation = self._generation = Generation(config, backend=self._given_backend, log=self._given_log)
         self._opened.push_async_callback(self._close_generation)
@@ -341,15 +325,17 @@ class Daemon:
         self._lag.start()
         self._opened.callback(self._lag.stop)
         if self.share is not None:
-            self._publish_stats()
-            self._opened.callback(self._publish_stats, last=True)
-        if self.share is None:
-            self._opened.callback(self._pid_file.remove)
-            self._pid_file.write(config.pid_file, generation.log)
+            self._stats.publish(self.share)
+            self._opened.callback(self._stats.stop)
+            return
+        self._opened.callback(self._pid_file.remove)
+        self._pid_file.write(config.pid_file, generation.log)
+        if (meant := service.process_count(config)) != 1:
+            generation.log.warning("there is one process: only Daemon.run starts several", processes=meant)
 
     def inherit(self, sockets: Sequence[socket.socket]) -> None:
-        """Take over sockets that listen already, for the servers that listen there; the others are closed."""
-        self._doors.inherit(self.config, sockets)
+        """Take over sockets that listen already, for the servers that listen there, now or after a reload."""
+        self._doors.inherit(sockets)
 
     def drop_privileges(self) -> None:
         """Become the user and the group of the configuration. Raises StartError if that cannot be."""
@@ -362,7 +348,8 @@ class Daemon:
     def watching(self) -> Iterator[None]:
         """Have a log and a pid file without receiving mail: for the process that watches over those that do."""
         try:
-            self.watch()
+            self._generation = log_only(self.config, self._given_log)
+            self._pid_file.write(self.config.pid_file, self.log)
             yield
         finally:
             self._pid_file.remove()
@@ -371,8 +358,20 @@ class Daemon:
 
     def watch(self) -> None:
         """Let log and pid file be those of the configuration, while ``watching``. Raises StartError; then they stay."""
-        self._generation = log_only(self._generation, self.config, self._given_log)
-        self._pid_file.move(self.config.pid_file, self.log)
+        new = log_only(self.config, self._given_log)
+        try:
+            self._move_pid_file(self.config)
+        except StartError:
+            forget_log(new)
+            raise
+        forget_log(self._generation)
+        self._generation = new
+
+    def _move_pid_file(self, config: AppConfig) -> None:
+        try:
+            self._pid_file.move(config.pid_file)
+        except OSError as error:
+            raise StartError(f"pid_file {config.pid_file!r}: {error.strerror}") from error
 
     def open_sockets(self, config: AppConfig) -> None:
         """Open the listening sockets of all servers of this configuration now; the start would do it otherwise.
@@ -413,6 +412,7 @@ class Daemon:
         old = self._generation
         if old is None:
             raise StartError("the daemon does not run any more")
+        self.check(config)
         new = Generation(config, backend=self._given_backend, log=self._given_log)
         self.open_sockets(config)
         fresh = self._doors.places
@@ -421,8 +421,9 @@ class Daemon:
             await new.start()
             if self._ending:
                 raise StartError("the daemon is shutting down")
+            self._move_pid_file(config)
         except BaseException:
-            self.close_sockets(None)
+            self.close_sockets(self.config)
             await new.close()
             raise
         # From here on nothing can fail, and nobody else has a turn until all of it is done.
@@ -439,15 +440,13 @@ class Daemon:
         self._retiring.add(retiring)
         retiring.add_done_callback(self._retiring.discard)
         old_config, self.config = self.config, config
-        self._pid_file.move(config.pid_file, self.log)
         raise_descriptor_limit(config, new.log)
         for place in fresh:
             self._start_server(self._servers[place])
         for change in changes(old_config, config, renewed):
             self._events.publish(change)
-        for key in _ONLY_AT_START:
-            if getattr(config, key) != getattr(old_config, key):
-                new.log.warning("takes effect at the next start only", key=key)
+        for key in only_at_start(old_config, config):
+            new.log.warning("takes effect at the next start only", key=key)
 
     async def _retire(self, old: Generation, removed: Sequence[Server]) -> None:
         """Let what began under another configuration come to its end, and close what that was made of."""

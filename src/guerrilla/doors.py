@@ -21,6 +21,7 @@ class Doors:
         self._taken: dict[Place, list[socket.socket]] = {}
         """Those that a server has; it closes them."""
         self._inherited: list[socket.socket] = []
+        """Held to the end: whoever opened them does so, too, and a server that is off for a while gets no others."""
 
     @property
     def places(self) -> list[Place]:
@@ -46,7 +47,10 @@ class Doors:
             if place in besides or place in self._sockets:
                 continue
             try:
-                opened[place] = open_sockets(server.host, server.port, self._leaving(config, server.port))
+                inherited = systemd.sockets_for(server.host, server.port, self._inherited) if self._inherited else []
+                opened[place] = [each.dup() for each in inherited] or open_sockets(
+                    server.host, server.port, self._leaving(config, server.port)
+                )
             except OSError as error:
                 _close_all(opened.values())
                 raise StartError(f"server {server.listen_interface}: cannot listen: {_why(error)}") from error
@@ -61,20 +65,16 @@ class Doors:
         leaving = [
             each for place, some in (self._sockets | self._taken).items() if place not in wanted for each in some
         ]
+        kept = {each.getsockname() for each in self._inherited}
         return [
             each
             for each in leaving
-            if each.fileno() >= 0 and each not in self._inherited and each.getsockname()[1] == port
+            if each.fileno() >= 0 and each.getsockname() not in kept and each.getsockname()[1] == port
         ]
 
-    def inherit(self, config: AppConfig, sockets: Sequence[socket.socket]) -> None:
-        """Take over sockets that listen already, for the servers that listen there; the others are closed."""
-        for place, server in places(config).items():
-            mine = systemd.sockets_for(server.host, server.port, sockets)
-            if mine:
-                self._sockets[place] = mine
-        self._inherited = [listening for mine in self._sockets.values() for listening in mine]
-        _close_all([[each for each in sockets if each not in self._inherited]])
+    def inherit(self, sockets: Sequence[socket.socket]) -> None:
+        """Take over sockets that listen already, for the servers that listen there, now or after a reload."""
+        self._inherited = list(sockets)
 
     def take(self, place: Place) -> list[socket.socket]:
         """Hand over the sockets of a place; they are the caller's to close."""
@@ -82,9 +82,12 @@ class Doors:
         return list(self._taken[place])
 
     def close(self, config: AppConfig | None) -> None:
-        """Close the sockets that are for no server of this configuration; without one, all."""
+        """Close the sockets that are for no server of this configuration; without one, all, the inherited too."""
         wanted = places(config) if config is not None else {}
         _close_all([self._sockets.pop(place) for place in self.places if place not in wanted])
+        if config is None:
+            _close_all([self._inherited])
+            self._inherited = []
 
 
 def _close_all(sockets: Iterable[Sequence[socket.socket]]) -> None:

@@ -117,10 +117,13 @@ class Generation:
         return failed
 
     async def close(self) -> None:
-        """Let the gateway come to its end, then close the logs. May be called in any state."""
+        """Let the gateway come to its end, then close the logs. May be called in any state.
+
+        Nobody lives by the policies any more: whoever asked has an answer, or was told 4xx and the work is void.
+        """
         try:
             if self.gateway is not None:
-                await self.gateway.shutdown()
+                await self.gateway.shutdown(0.0)
                 await asyncio.sleep(0)  # what was answered last is logged by those who asked
         finally:
             self.close_logs()
@@ -166,14 +169,10 @@ class Generation:
         return self._logs[path, level].logger
 
 
-def log_only(old: Generation | None, config: AppConfig, given: FilteringBoundLogger | None = None) -> Generation:
-    """Return one that has the log of a configuration and nothing else, and close the log of the old one.
-
-    Raises StartError if the log cannot be opened; then the old one stays open.
-    """
+def log_only(config: AppConfig, given: FilteringBoundLogger | None = None) -> Generation:
+    """Return one that has the log of a configuration and nothing else. Raises StartError if it cannot be opened."""
     new = Generation(config, log=given)
     new.open_log()
-    forget_log(old)
     return new
 
 

@@ -7,6 +7,7 @@ the log cannot: a record that cannot be written is dropped and counted.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import structlog
 from structlog.typing import FilteringBoundLogger
 
-from guerrilla.log_records import Console, Output, Records, json_line
+from guerrilla.log_records import Console, Output, Records, json_line, plain
 
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -50,14 +51,10 @@ class Log:
             render = Console(colours=self._output.is_terminal)
         else:
             render = json_line
-        off = log_file == "off"
-        filtering = structlog.make_filtering_bound_logger(logging.CRITICAL if off else level)
-        self.logger: FilteringBoundLogger = structlog.wrap_logger(
-            _Silence() if off else Records(render, self._output),
-            processors=[],
-            wrapper_class=type("Logger", (_Direct, filtering), {}),
-            context_class=dict,
-        ).bind()
+        if log_file == "off":
+            self.logger = _logger(_Silence(), logging.CRITICAL)
+        else:
+            self.logger = _logger(Records(render, self._output), level)
 
     @property
     def dropped(self) -> int:
@@ -77,13 +74,36 @@ class Log:
         self._output.close()
 
 
+def as_logger(given: FilteringBoundLogger | logging.Logger) -> FilteringBoundLogger:
+    """Return a logger that a program has given, in the form that is used here.
+
+    To a logger of the standard library goes one text a record, with the fields in it, and as safe to print as any here.
+    Raises TypeError for what is neither this nor structlog's.
+    """
+    if isinstance(given, logging.Logger):
+        return _logger(_Standard(given), logging.DEBUG)
+    if not callable(getattr(given, "bind", None)):
+        raise TypeError(f"found {given!r} for a log; meant: a logger of structlog, or of the standard library")
+    return given
+
+
+def _logger(records: Records | _Silence | _Standard, level: int) -> FilteringBoundLogger:
+    logger: FilteringBoundLogger = structlog.wrap_logger(
+        records,
+        processors=[],
+        wrapper_class=type("Logger", (_Direct, structlog.make_filtering_bound_logger(level)), {}),
+        context_class=dict,
+    ).bind()
+    return logger
+
+
 class _Direct:
     """Goes before structlog's class of a level, which filters and binds, and makes the record without its processors.
 
     A line is written for each message; a chain of processors would cost as much as all else that is done for it.
     """
 
-    _logger: Records | _Silence
+    _logger: Records | _Silence | _Standard
     _context: dict[str, Any]
 
     def _proxy_to_logger(self, method: str, event: object = "", **fields: Any) -> None:
@@ -94,3 +114,18 @@ class _Silence:
     """Takes what goes nowhere."""
 
     def write(self, method: str, event: object, fields: dict[str, Any]) -> None: ...
+
+
+class _Standard:
+    """Gives records to a logger of the standard library, which says itself when that was, and how bad it is."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._records = Records(plain, Output("off"))
+
+    def write(self, method: str, event: object, fields: dict[str, Any]) -> None:
+        with contextlib.suppress(Exception):  # mail goes on when the log cannot
+            record = self._records.record(method, event, fields)
+            del record["timestamp"]
+            level = _LEVELS.get(record.pop("level"), logging.CRITICAL)
+            self._logger.log(level, "%s", plain(record))

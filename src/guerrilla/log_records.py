@@ -109,13 +109,13 @@ class Records:
     def write(self, method: str, event: object, fields: dict[str, Any]) -> None:
         """Write what a method of the logger was given."""
         try:
-            line = self._render(self._record(method, event, fields))
+            line = self._render(self.record(method, event, fields))
         except Exception:  # a value that cannot be written must not fail the mail it belongs to
             self._output.dropped += 1
         else:
             self._output.write(line)
 
-    def _record(self, method: str, event: object, fields: dict[str, Any]) -> dict[str, Any]:
+    def record(self, method: str, event: object, fields: dict[str, Any]) -> dict[str, Any]:
         """Return level, time, event, then the fields, all of it safe to print."""
         traceback = _traceback(fields) if "exc_info" in fields else ""
         record = {"level": _METHODS.get(method, method), "timestamp": self._timestamp(), "event": _safe(event)}
@@ -208,14 +208,19 @@ class Console:
 
     def __call__(self, record: dict[str, Any]) -> str:
         """Render a record for a person."""
-        traceback = record.pop("exception", "")
         level = self._levels[record.pop("level")]
-        line = f"{record.pop('timestamp')} {level} {record.pop('event')}"
-        for name, value in record.items():
-            line += f" {name}={_word(value)}"
-        if traceback:
-            line += "\n    " + traceback.replace("\n", "\n    ")
-        return line + "\n"
+        return f"{record.pop('timestamp')} {level} {plain(record)}\n"
+
+
+def plain(record: dict[str, Any]) -> str:
+    """Render the event and the fields: what is left of a record without level and timestamp."""
+    traceback = record.pop("exception", "")
+    line = f"{record.pop('event')}"
+    for name, value in record.items():
+        line += f" {name}={_word(value)}"
+    if traceback:
+        line += "\n    " + traceback.replace("\n", "\n    ")
+    return line
 
 
 def _word(value: Any) -> str:

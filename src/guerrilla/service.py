@@ -18,24 +18,36 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import guerrilla.privileges as privileges
 import guerrilla.systemd as systemd
 from guerrilla.config import AppConfig, ConfigError, Problem
-from guerrilla.control import Control, ControlError, answer_blocking, close_control, control_path, open_control
+from guerrilla.control import (
+    CLOSE_TIMEOUT,
+    Control,
+    ControlError,
+    answer_blocking,
+    close_control,
+    control_path,
+    open_control,
+    tell_blocking,
+)
+from guerrilla.events import Event
 from guerrilla.generation import StartError
+from guerrilla.processes import DRAIN, HOLDS, HURRY, REOPEN, Share, Supervised
 from guerrilla.server.tls import without_tracebacks
 from guerrilla.stats import Stats
-from guerrilla.supervisor import DRAIN, HURRY, REOPEN, Share, Supervised, Supervisor
+from guerrilla.supervisor import Supervisor
 
 try:
     from uvloop import new_event_loop
 except ImportError:
     from asyncio import new_event_loop  # type: ignore[assignment]  # uvloop's loop is one of asyncio's
 
-LAST_RESORT: Final = 10.0
+LAST_RESORT: Final = 5.0
 """Seconds after everything is closed until a process whose tasks or threads do not end is ended all the same."""
 
 ReadConfig = Callable[[], AppConfig]
@@ -57,6 +69,9 @@ class Served(Supervised, Protocol):
     def hurry(self) -> None:
         """Cut a shutdown short."""
 
+    def publish(self, event: Event) -> None:
+        """Tell an event to who has subscribed to it."""
+
     def load_config(self, path: str) -> AppConfig:
         """Read a configuration file."""
 
@@ -77,6 +92,7 @@ class Served(Supervised, Protocol):
 
 
 ServedT = TypeVar("ServedT", bound=Served)
+ResultT = TypeVar("ResultT")
 
 
 def process_count(config: AppConfig) -> int:
@@ -182,18 +198,23 @@ def _calm_collector() -> Iterator[None]:
         gc.unfreeze()
 
 
+def last_resort(code: int) -> threading.Timer:
+    """End this process with an exit code after ``LAST_RESORT`` seconds, unless that is cancelled."""
+    timer = threading.Timer(LAST_RESORT, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
 def _run_loop(main: Coroutine[Any, Any, None]) -> None:
-    last_resort = threading.Timer(LAST_RESORT, os._exit, (1,))
-    last_resort.daemon = True
-    try:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            try:
-                runner.run(main)
-            finally:
-                # Everything is closed. A processor that swallows its cancellation would hold the loop for ever.
-                last_resort.start()
-    finally:
-        last_resort.cancel()
+    code = 1
+    with contextlib.ExitStack() as ended, asyncio.Runner(loop_factory=new_event_loop) as runner:
+        try:
+            runner.run(main)
+            code = 0  # a processor that does not end has lost nothing: its clients were told 4xx
+        finally:
+            # Everything is closed. A processor that swallows its cancellation would hold the loop for ever.
+            ended.callback(last_resort(code).cancel)
 
 
 # Several processes
@@ -216,15 +237,16 @@ def _supervise(house: _House[ServedT]) -> None:
 
         supervisor = Supervisor(
             daemon,
-            count=process_count,
+            count=process_count(daemon.config),
             work=lambda share, channel: _work(daemon, share, channel),
             read_config=house.read,
             heartbeat=heartbeat,
             on_reload=lambda begins: house.notifier.reloading() if begins else house.notifier.ready(),
             on_end=house.notifier.stopping,
+            told=lambda asker, problems: tell_blocking(asker, {"ok": not problems, "problems": problems}),
         )
 
-        def answer(request: Mapping[str, Any]) -> dict[str, Any]:
+        def answer(asking: socket.socket, request: Mapping[str, Any]) -> dict[str, Any] | None:
             command = request.get("command")
             if command == "stats":
                 stats = supervisor.stats() or daemon.stats()
@@ -233,16 +255,13 @@ def _supervise(house: _House[ServedT]) -> None:
                 supervisor.reopen_logs()
                 return {"ok": True}
             if command == "reload":
-                try:
-                    supervisor.reload()
-                except (ConfigError, StartError) as error:
-                    return {"ok": False, "problems": str(error).splitlines()}
-                return {"ok": True}
+                refused = supervisor.reload(asking)
+                return {"ok": False, "problems": [refused]} if refused else None  # or it is told at the end
             return {"ok": False, "problems": ["unknown command, meant: stats, reload or reopen"]}
 
         control = house.control
         if control is not None:
-            supervisor.listen_to(control, lambda asking: answer_blocking(asking, answer))
+            supervisor.listen_to(control, lambda asking: answer_blocking(asking, partial(answer, asking)))
         supervisor.run(house.started)
 
 
@@ -265,6 +284,7 @@ class _Worker:
         self._daemon = daemon
         self._channel = channel
         self._ending = asyncio.Event()
+        self._ready = self._holds = False
 
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()
@@ -278,10 +298,18 @@ class _Worker:
         try:
             async with self._daemon:
                 self._channel.send(b'{"ready": true}\n')
+                self._ready = True
+                self._publish_changes()
                 with _calm_collector():
                     await self._ending.wait()
         finally:
             loop.remove_reader(self._channel.fileno())
+
+    def _publish_changes(self) -> None:
+        """Tell what the reload has changed at which this process has begun, once it is true."""
+        if self._ready and self._holds and self._daemon.share is not None:
+            for change in self._daemon.share.changes:
+                self._daemon.publish(change)
 
     def _hear(self) -> None:
         try:
@@ -290,6 +318,9 @@ class _Worker:
             return
         except OSError:
             words = b""
+        if HOLDS in words:
+            self._holds = True
+            self._publish_changes()
         if REOPEN in words:
             self._daemon.reopen_logs()
         if HURRY in words:
@@ -305,34 +336,51 @@ class _Worker:
 
 @contextlib.contextmanager
 def in_thread(daemon: Served) -> Iterator[None]:
-    """Run the daemon in a thread of its own as long as the ``with`` block lasts. Raises what ``Daemon.start`` does."""
-    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+    """Run the daemon in a thread of its own as long as the ``with`` block lasts. Raises what ``Daemon.start`` does.
+
+    An interrupt in the middle of the start (Ctrl-C) cuts it short.
+    """
+    started: Future[None] = Future()
+    loop = new_event_loop()
 
     async def live() -> None:
-        ending = asyncio.Event()
-        async with daemon:
-            started.set_result((asyncio.get_running_loop(), ending))
-            await ending.wait()
+        try:
+            async with daemon:
+                started.set_result(None)
+                await loop.create_future()  # until it is cancelled
+        except BaseException as error:
+            if not started.done():
+                started.set_exception(error)
+            elif not isinstance(error, asyncio.CancelledError):
+                raise
+
+    life = loop.create_task(live())
 
     def body() -> None:
-        try:
-            with asyncio.Runner(loop_factory=new_event_loop) as runner:
-                runner.run(live())
-        except BaseException as error:
-            if started.done():
-                raise
-            started.set_exception(error)
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.get_loop().run_until_complete(life)
 
     thread = threading.Thread(target=body, name="guerrilla")
     thread.start()
     try:
-        loop, ending = started.result()
-        try:
-            yield
-        finally:
-            loop.call_soon_threadsafe(ending.set)
+        started.result()
+        yield
     finally:
+        with contextlib.suppress(RuntimeError):  # the start has failed, and the loop is closed
+            loop.call_soon_threadsafe(life.cancel)
         thread.join()
+
+
+def call(loop: asyncio.AbstractEventLoop | None, coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Run a coroutine on a loop of another thread and return its result. Raises as ``Daemon.call`` does."""
+    fault = "the daemon does not run" if loop is None else ""
+    with contextlib.suppress(RuntimeError):  # no loop runs in this thread
+        if asyncio.get_running_loop() is loop:
+            fault = "this is the daemon's own loop, which would wait for itself: await the coroutine"
+    if loop is None or fault:
+        coroutine.close()
+        raise RuntimeError(fault)
+    return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
 
 class _Service(Generic[ServedT]):
@@ -366,8 +414,10 @@ class _Service(Generic[ServedT]):
         finally:
             if self._heartbeat is not None:
                 self._heartbeat.cancel()
+            for reload in self._reloads:
+                reload.cancel()
             if self._reloads:
-                await asyncio.wait(self._reloads)
+                await asyncio.wait(self._reloads, timeout=CLOSE_TIMEOUT)
             for number in handlers:
                 loop.remove_signal_handler(number)
 

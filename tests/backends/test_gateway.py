@@ -698,6 +698,20 @@ async def test_shutdown_waits_for_work_that_was_made_void(running: Start) -> Non
     assert diary == ["initialize A", "save A", "shutdown A"]
 
 
+async def test_shutdown_when_all_is_void(running: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has told everybody that it is over does not wait for the time limit of work that nobody wants any more."""
+    monkeypatch.setattr("guerrilla.backends.gateway.GRACE", 0.01)
+    stubborn = Stubborn()
+    gateway = await running("Stubborn", {**ONE, "gw_save_timeout": "1h"}, Stubborn=bare(stubborn))
+    answer = gateway.process(Envelope())
+    await asyncio.sleep(0)
+    answer.cancel()
+    async with asyncio.timeout(20):
+        await stubborn.cancelled.wait()
+        await gateway.shutdown(0.0)
+    stubborn.end.set()
+
+
 async def test_shutdown_ends_the_workers(running: Start) -> None:
     """After the shutdown no task of the gateway is left."""
     before = asyncio.all_tasks()

@@ -367,6 +367,14 @@ def test_key_of_another_processor(registry: Registry) -> None:
     assert registry.build(config).config.save_process == "Hasher"
 
 
+def test_key_of_a_fork_of_the_go_program(registry: Registry) -> None:
+    """A key that no processor reads any more is a warning, too, and says what can be meant."""
+    assert problems(registry, save_process="Hasher", local_storage_path="/mail") == [
+        "warning: backend_config.local_storage_path: nothing in this line reads this key, "
+        "meant: maildir_path, and MailDir in save_process"
+    ]
+
+
 def test_key_with_another_name(registry: Registry) -> None:
     """A processor's key may have a name in the file that is none in Python."""
 

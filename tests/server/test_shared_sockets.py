@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING
@@ -115,3 +116,30 @@ async def test_the_end_of_a_server_that_has_just_left_one_to_the_others_is_quiet
     await house.server.close()
     await asyncio.sleep(0.02)  # until its turn would have come
     assert [record["event"] for record in house.log if record["event"] == "cannot accept connections"] == []
+
+
+@pytest.mark.parametrize("all_end", [True, False])
+async def test_who_was_left_to_the_others_is_told_421_when_they_end_too_and_left_to_them_else(
+    share: Share,
+    board: Board,
+    others: SharedClients,
+    listening: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    all_end: bool,
+) -> None:
+    monkeypatch.setattr("guerrilla.server.listener.COURTESY", 60.0)
+    house = await share()
+    first, *_ = [await house.greeted() for _ in range(3)]
+    last = await house.connect()
+    await first.say("NOOP")  # the loop has looked at all sockets meanwhile
+    if all_end:
+        board.end()
+    draining = asyncio.create_task(house.server.drain())
+    assert (await first.reply()).startswith("421")
+    if all_end:
+        assert [(await last.reply())[:3] for _ in range(2)] == ["220", "421"]
+    await draining
+    with contextlib.ExitStack() as given:
+        if all_end:
+            given.enter_context(pytest.raises(BlockingIOError))
+        listening.accept()[0].close()

@@ -179,16 +179,18 @@ class Gateway:
         ]
         self._state = State.RUNNING
 
-    async def shutdown(self) -> None:
+    async def shutdown(self, limit: float | None = None) -> None:
         """Take nothing more, let what is in flight come to its answer, and shut the processors down in reverse order.
 
-        What is in flight has its time limit; a processor that swallows its cancellation is waited for ``GRACE`` longer.
+        What is in flight has its time limit, or ``limit`` seconds: 0 where nobody waits for an answer, and all of it is
+        void. A processor that swallows its cancellation is waited for ``GRACE`` longer, then cancelled again.
         """
         if self._state is not State.ERROR:
             self._state = State.SHUTTERED
-        config = self._line.config
+        if limit is None:
+            limit = max(self._line.config.gw_save_timeout, self._line.config.gw_val_rcpt_timeout)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(config.gw_save_timeout, config.gw_val_rcpt_timeout) + GRACE):
+            async with asyncio.timeout(limit + GRACE):
                 await self._idle.wait()
         workers, self._workers = self._workers, []
         for worker in workers:

@@ -47,8 +47,9 @@ _DEAD_KEYS: Final = {
     "save_processors": "meant: save_process",
     "validate_processors": "meant: validate_process",
     "redis_mysql_batch_timeout": "meant: redis_sql_batch_timeout",
+    "local_storage_path": "meant: maildir_path, and MailDir in save_process",
 }
-"""Keys that files of the Go program have and nothing reads: no typing errors, but perhaps not what was meant."""
+"""Keys that files of the Go program and its forks have and nothing reads: no typing errors, but perhaps not meant."""
 
 _FACTORY_MEANT: Final = "meant: a Processor class, a @processor function, or a function that returns a decorator"
 

@@ -39,12 +39,20 @@ class Board:
         self.slots = slots
         self.servers = servers
         self.salt = secrets.token_hex(16)
-        self._memory = mmap.mmap(-1, slots * servers * _ROW * 4)
+        self._memory = mmap.mmap(-1, (slots * servers * _ROW + 1) * 4)
         self._numbers = memoryview(self._memory).cast("I")
 
     def clients(self, slot: int, server: int, most: int, per_address: int) -> SharedClients:
         """Return what a process asks for a place, for one of its servers."""
         return SharedClients(self, slot, server, most, per_address)
+
+    def end(self) -> None:
+        """Let everybody know that all processes stop accepting now, and none comes after them. For the supervisor."""
+        self._numbers[-1] = 1
+
+    def ends(self) -> bool:
+        """Return whether all processes stop accepting."""
+        return bool(self._numbers[-1])
 
     def clear(self, slot: int) -> None:
         """Forget the connections of a process that has ended."""
@@ -61,7 +69,7 @@ class Board:
 
     def column(self, server: int, counter: int) -> memoryview[int]:
         """Return a number as all processes have it, in the order of the slots."""
-        return self._numbers[server * _ROW + counter :: self.servers * _ROW]
+        return self._numbers[server * _ROW + counter : -1 : self.servers * _ROW]
 
     def total(self, server: int, counter: int) -> int:
         """Return the sum of a number over all processes."""
@@ -88,6 +96,10 @@ class SharedClients:
     def accept(self, accepts: bool) -> None:
         """Say whether this process accepts connections; it does not before it has said so."""
         self._board.put(self._slot, self._server, _ACCEPTS, accepts)
+
+    def ends(self) -> bool:
+        """Return whether the other processes stop accepting as well, so that nobody will take who still waits."""
+        return self._board.ends()
 
     def ahead(self) -> bool:
         """Return whether this process has more connections than its share: the average of those that accept.
