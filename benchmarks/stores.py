@@ -94,9 +94,12 @@ def in_database(server: DatabaseServer, driver: str, _: Path) -> Settings:
     return {"sql_driver": driver, "sql_dsn": server.go_dsn(server.create_database()), "sql_create_table": True}
 
 
-def in_redis_and_database(redis: RedisServer, server: DatabaseServer, driver: str, folder: Path) -> Settings:
-    """Make a new database, and empty Redis."""
+def in_redis_and_database(
+    redis: RedisServer, server: DatabaseServer, driver: str, folder: Path, *, durable: bool = True
+) -> Settings:
+    """Make a new database, and empty Redis. ``durable`` says whether Redis writes to disk before it answers."""
     redis.flush()
+    redis.command("CONFIG", "SET", "appendonly", "yes" if durable else "no")
     return {"redis_interface": redis.url(), "redis_expire_seconds": 3600, **in_database(server, driver, folder)}
 
 
@@ -114,8 +117,10 @@ def in_maildir(folder: Path) -> Settings:
 def stores(mariadb: MariaDB, postgres: PostgreSQL, redis: RedisServer) -> dict[str, Store]:
     """Return the lines of the table."""
     both = partial(in_redis_and_database, redis, mariadb, "mysql")
+    chain = f"{CHAIN}|Compressor|Redis|Sql"
     return {
-        "MariaDB + Redis": Store(f"{CHAIN}|Compressor|Redis|Sql", both, partial(appended, files=2)),
+        "MariaDB + Redis": Store(chain, both, partial(appended, files=2)),
+        "MariaDB + Redis in memory": Store(chain, partial(both, durable=False), appended),
         "MariaDB": Store(STORE, partial(in_database, mariadb, "mysql"), appended),
         "PostgreSQL": Store(STORE, partial(in_database, postgres, "postgres"), appended),
         "SQLite": Store(STORE, in_file, appended),
@@ -132,7 +137,7 @@ def measure(store: Store, messages: int) -> tuple[float, Figure]:
             return disk, by_smtp_source(server, messages)
 
 
-NAMES = ("MariaDB + Redis", "MariaDB", "PostgreSQL", "SQLite", "MailDir")
+NAMES = ("MariaDB + Redis", "MariaDB + Redis in memory", "MariaDB", "PostgreSQL", "SQLite", "MailDir")
 
 
 def arguments() -> argparse.Namespace:
@@ -185,10 +190,10 @@ def main() -> None:
     print(f"{CONNECTIONS} connections, {SIZE} octets, {options.messages:,} messages, rounds: {options.rounds}")
     print(f"Python {platform.python_version()}, {os.cpu_count()} processors, folder {tempfile.gettempdir()}")
     print()
-    print(f"{'store':<16}{'disk alone':<24}{'messages per second':<28}messages per CPU-second")
+    print(f"{'store':<26}{'disk alone':<24}{'messages per second':<28}messages per CPU-second")
     for name, measured in figures.items():
         rates = [whole([figure.rates[metric] for figure in measured]) for metric in (PER_SECOND, PER_CPU)]
-        print(f"{name:<16}{whole(disks[name]):<24}{rates[0]:<28}{rates[1]}")
+        print(f"{name:<26}{whole(disks[name]):<24}{rates[0]:<28}{rates[1]}")
 
 
 if __name__ == "__main__":
