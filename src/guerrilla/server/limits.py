@@ -9,7 +9,12 @@ from guerrilla.smtp.replies import TOO_MANY_CLIENTS, TOO_MANY_CLIENTS_FROM_ADDRE
 
 
 def client_address(peer: str) -> str:
-    """Return the client's address in canonical form: without a scope, and IPv4 also where IPv6 has carried it."""
+    """Return the client's address in canonical form: without a scope, and IPv4 also where IPv6 has carried it.
+
+    ``peer`` is as the system writes it, so there is nothing to be done for IPv4.
+    """
+    if ":" not in peer:
+        return peer
     try:
         address = ip_address(peer.partition("%")[0])
     except ValueError:

@@ -210,7 +210,7 @@ def _leading_dot(block: bytes) -> int:
     for _ in range(_FEW):
         if at < 0:
             return len(block)
-        if block[at - 2 : at] == b"\r\n":
+        if at > 1 and block[at - 2 : at] == b"\r\n":  # mypyc fails at a slice that ends before it begins
             return at - 2
         at = block.find(b".", at + 1)
     if at >= 0 and (leading := _LEADING_DOT.search(block, at)) is not None:
