@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from guerrilla.config_problems import ConfigError, Problem, Source
+from guerrilla.files import without_waiting
 
 MAX_OCTETS = 16 * 1024 * 1024
 """More than any configuration is long: a device or a mail store given by mistake is not read to its end."""
@@ -73,16 +74,12 @@ def _octets(name: str) -> bytes:
 
     A pipe without a writer is empty: a daemon that reloads does not wait for one.
     """
-    with open(name, "rb", opener=_without_waiting) as file:
+    with open(name, "rb", opener=without_waiting) as file:
         mode = os.fstat(file.fileno()).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
             raise OSError(errno.EINVAL, "Neither a regular file nor a pipe")
         os.set_blocking(file.fileno(), True)
         return file.read(MAX_OCTETS + 1)
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def _at(text: str, offset: int) -> tuple[int, int]:

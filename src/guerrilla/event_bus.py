@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import inspect
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, overload
@@ -249,7 +250,7 @@ class _Run:
             await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT)
 
 
-class _Consumer:
+class _Consumer(ABC):
     """Empties the queue of one subscription during one run. Only ``wake`` and ``retire`` are for any thread."""
 
     def __init__(self, subscription: _Subscription, run: _Run) -> None:
@@ -269,13 +270,13 @@ class _Consumer:
         """End after the event that is being delivered: the subscription is gone."""
         self._stopped = True
 
+    @abstractmethod
     def finish(self) -> None:
         """End when the queue is empty."""
-        raise NotImplementedError
 
+    @abstractmethod
     def abandon(self) -> None:
         """End as soon as that is possible."""
-        raise NotImplementedError
 
     def tell_overflow(self) -> None:
         """Say once in a burst that events are dropped. Whoever publishes must not suffer from a log that fails."""
@@ -287,8 +288,9 @@ class _Consumer:
                 dropped=self._subscription.dropped,
             )
 
+    @abstractmethod
     def _begin(self) -> None:
-        raise NotImplementedError
+        """Deliver what is in the queue."""
 
     def _next(self) -> Event | None:
         return None if self._stopped else self._subscription.take()

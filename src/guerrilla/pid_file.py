@@ -13,6 +13,8 @@ from pathlib import Path
 
 from structlog.typing import FilteringBoundLogger
 
+from guerrilla.files import without_waiting
+
 _NUMBER = 32
 """More octets than the number of a process has."""
 
@@ -52,7 +54,7 @@ class PidFile:
 def _write(path: str) -> None:
     if not path:
         return
-    with open(path, "ab", opener=_without_waiting) as file:
+    with open(path, "ab", opener=without_waiting) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "Not a regular file")
         file.truncate(0)
@@ -63,7 +65,7 @@ def _remove(path: str) -> None:
     if not path:
         return
     with contextlib.suppress(OSError):
-        with open(path, "rb", opener=_without_waiting) as file:
+        with open(path, "rb", opener=without_waiting) as file:
             ours = file.read(_NUMBER).strip() == _own_number().strip()
         if ours:
             Path(path).unlink()
@@ -78,7 +80,3 @@ def _same(one: str, other: str) -> bool:
 
 def _own_number() -> bytes:
     return b"%d\n" % os.getpid()
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY, 0o666)

@@ -4,46 +4,73 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import pytest
 
 from guerrilla.server.outbox import Outbox
 
 
-async def transport(side: socket.socket) -> asyncio.Transport:
-    made, _ = await asyncio.get_running_loop().connect_accepted_socket(asyncio.Protocol, side)
-    return made
+class Ending(asyncio.Protocol):
+    """Tells when its connection is lost."""
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set()
 
 
-async def test_what_is_put_leaves_at_the_end_of_the_turn_in_its_order() -> None:
-    loop = asyncio.get_running_loop()
-    ours, theirs = socket.socketpair()
-    theirs.setblocking(False)
-    writing = await transport(ours)
-    outbox = Outbox(loop)
-    outbox.put(writing, b"one ")
-    outbox.put(writing, b"two")
-    try:
-        found = theirs.recv(100)
-    except BlockingIOError:
-        found = b""
-    assert found == b""
-    while len(found) < 7:
-        found += await loop.sock_recv(theirs, 100)
-    assert found == b"one two"
-    writing.close()
-    theirs.close()
+@dataclass
+class Wire:
+    """A connection, with a transport at our end and a socket at the other."""
+
+    transport: asyncio.Transport
+    ending: Ending
+    far: socket.socket
+
+    async def cut(self) -> None:
+        self.transport.abort()
+        await self.ending.lost.wait()
 
 
-async def test_what_is_for_a_connection_that_was_cut_goes_nowhere_and_the_others_are_served() -> None:
-    cut, far = socket.socketpair()
-    ours, theirs = socket.socketpair()
-    gone, there = await transport(cut), await transport(ours)
+@pytest.fixture
+async def connected() -> AsyncIterator[Callable[[], Awaitable[Wire]]]:
+    wires: list[Wire] = []
+
+    async def connect() -> Wire:
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        wires.append(Wire(*await asyncio.get_running_loop().connect_accepted_socket(Ending, ours), theirs))
+        return wires[-1]
+
+    yield connect
+    for wire in wires:
+        await wire.cut()
+        wire.far.close()
+
+
+async def test_what_is_put_leaves_at_the_end_of_the_turn_in_its_order(
+    connected: Callable[[], Awaitable[Wire]],
+) -> None:
+    wire = await connected()
     outbox = Outbox(asyncio.get_running_loop())
-    outbox.put(gone, b"nobody reads this")
-    outbox.put(there, b"hello")
-    gone.abort()
+    outbox.put(wire.transport, b"one ")
+    outbox.put(wire.transport, b"two")
+    with pytest.raises(BlockingIOError):
+        wire.far.recv(100)
+    await asyncio.sleep(0)  # the turn
+    assert wire.far.recv(100) == b"one two"
+
+
+async def test_what_is_for_a_connection_that_was_cut_goes_nowhere_and_the_others_are_served(
+    connected: Callable[[], Awaitable[Wire]],
+) -> None:
+    gone, there = await connected(), await connected()
+    await gone.cut()
+    outbox = Outbox(asyncio.get_running_loop())
+    outbox.put(gone.transport, b"nobody reads this")
+    outbox.put(there.transport, b"hello")
     outbox.send()
-    assert theirs.recv(100) == b"hello"
-    there.close()
-    for end in (far, theirs):
-        end.close()
-    await asyncio.sleep(0)
+    assert there.far.recv(100) == b"hello"

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from guerrilla.files import without_waiting
+
 MAX_FILE: Final = 1 << 20
 """Octets of a file, at most; the authorities of a whole system are a quarter of it."""
 
@@ -37,7 +39,7 @@ def read_file(path: str) -> bytes:
     Raises OSError, whose ``strerror`` says why it cannot be had.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
+        with open(path, "rb", opener=without_waiting) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise OSError(errno.EINVAL, "Not a regular file")
             octets = file.read(MAX_FILE + 1)
@@ -46,10 +48,6 @@ def read_file(path: str) -> bytes:
     if len(octets) > MAX_FILE:
         raise OSError(errno.EFBIG, f"More than {MAX_FILE} octets")
     return octets
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 @dataclass(frozen=True, slots=True)
