@@ -106,12 +106,11 @@ class Counters:
         """Count a reply that was sent."""
         key = (reply.code, reply.enhanced)
         replies = self._replies
-        if key in replies:
-            replies[key] += 1
-            return
-        if len(replies) >= MAX_REPLIES:
+        count = replies.get(key)
+        if count is None and len(replies) >= MAX_REPLIES:
             key = (reply.code, "")
-        replies[key] = replies.get(key, 0) + 1
+            count = replies.get(key)
+        replies[key] = 1 if count is None else count + 1
 
     def count_message(self, reply: Reply, recipients: int, size: int, seconds: float) -> None:
         """Count a message that was answered, ``seconds`` after its end; the reply says what became of it."""

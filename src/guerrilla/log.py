@@ -46,7 +46,7 @@ class Log:
     ) -> None:
         level = _LEVELS[log_level]
         self._output = Output(log_file)
-        render: Callable[[dict[str, Any]], str]
+        render: Callable[[dict[str, Any]], bytes]
         if log_format == "console" or (log_format == "auto" and not self._output.is_file):
             render = Console(colours=self._output.is_terminal)
         else:
@@ -88,10 +88,11 @@ def as_logger(given: FilteringBoundLogger | logging.Logger) -> FilteringBoundLog
 
 
 def _logger(records: Records | _Silence | _Standard, level: int) -> FilteringBoundLogger:
+    direct = _DirectInfo if level <= logging.INFO else _Direct
     logger: FilteringBoundLogger = structlog.wrap_logger(
         records,
         processors=[],
-        wrapper_class=type("Logger", (_Direct, structlog.make_filtering_bound_logger(level)), {}),
+        wrapper_class=type("Logger", (direct, structlog.make_filtering_bound_logger(level)), {}),
         context_class=dict,
     ).bind()
     return logger
@@ -110,6 +111,16 @@ class _Direct:
         self._logger.write(method, event, self._context | fields if self._context else fields)
 
 
+class _DirectInfo(_Direct):
+    """Also goes past structlog's method for the level of those lines."""
+
+    def info(self, event: str, *arguments: Any, **fields: Any) -> None:
+        if arguments:
+            super().info(event, *arguments, **fields)  # type: ignore[misc]
+        else:
+            self._logger.write("info", event, self._context | fields if self._context else fields)
+
+
 class _Silence:
     """Takes what goes nowhere."""
 
@@ -121,7 +132,7 @@ class _Standard:
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
-        self._records = Records(plain, Output("off"))
+        self._records = Records(json_line, Output("off"))
 
     def write(self, method: str, event: object, fields: dict[str, Any]) -> None:
         with contextlib.suppress(Exception):  # mail goes on when the log cannot

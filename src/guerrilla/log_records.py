@@ -12,8 +12,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
+import orjson
 import structlog
 
 MAX_TEXT = 256
@@ -28,6 +29,9 @@ _MAX_DEPTH = 4
 _METHODS = {"warn": "warning", "exception": "error", "fatal": "critical", "msg": "info"}
 
 _RESERVED = frozenset({"level", "timestamp", "event", "exception"})
+
+_MAX_NAMES: Final = 256
+"""Names of fields that are remembered. Programs have few, but one may take them from what strangers sent."""
 
 _COLOURS = {
     "debug": "\x1b[2m",
@@ -63,9 +67,8 @@ class Output:
         """Whether a person looks at it, and wants colours."""
         return self._descriptor >= 0 and os.isatty(self._descriptor) and not os.environ.get("NO_COLOR")
 
-    def write(self, line: str) -> None:
-        """Append it, if the file can take it."""
-        octets = line.encode("utf-8", "backslashreplace")
+    def write(self, octets: bytes) -> None:
+        """Append a line, if the file can take it."""
         with self._lock:
             if self._torn:
                 octets = b"\n" + octets
@@ -100,10 +103,13 @@ class Output:
 class Records:
     """Puts each record in order, makes it safe, renders it, and writes it."""
 
-    def __init__(self, render: Callable[[dict[str, Any]], str], output: Output) -> None:
+    def __init__(self, render: Callable[[dict[str, Any]], bytes], output: Output) -> None:
         self._render = render
         self._output = output
-        self._second = (0, "")
+        self._names: dict[str, str] = {}
+        """How the fields are called in a record, by what they were called."""
+        self._second = -1
+        self._written = ""
         """The latest second, and how it is written: a busy log has many records in one."""
 
     def write(self, method: str, event: object, fields: dict[str, Any]) -> None:
@@ -119,22 +125,29 @@ class Records:
         """Return level, time, event, then the fields, all of it safe to print."""
         traceback = _traceback(fields) if "exc_info" in fields else ""
         record = {"level": _METHODS.get(method, method), "timestamp": self._timestamp(), "event": _safe(event)}
+        names = self._names
         for name, value in fields.items():
-            if not (name.isprintable() and len(name) <= MAX_TEXT):
-                name = _escaped(name)
-            record[name + "_" if name in _RESERVED else name] = _safe(value)
+            record[names[name] if name in names else self._name(name)] = _safe(value)
         if traceback:
             record["exception"] = traceback
         return record
 
+    def _name(self, given: str) -> str:
+        name = _escaped(given)
+        if name in _RESERVED:
+            name += "_"
+        if len(self._names) < _MAX_NAMES and len(given) <= MAX_TEXT:
+            self._names[given] = name
+        return name
+
     def _timestamp(self) -> str:
         """Return the time in UTC, in milliseconds."""
-        second, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
-        latest, written = self._second
-        if second != latest:
-            written = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-            self._second = second, written
-        return f"{written}.{nanoseconds // 1_000_000:03}Z"
+        milliseconds = time.time_ns() // 1_000_000
+        second = milliseconds // 1000
+        if second != self._second:
+            self._second = second
+            self._written = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+        return self._written + str(1000 + milliseconds % 1000)[1:] + "Z"
 
 
 def _traceback(fields: dict[str, Any]) -> str:
@@ -193,9 +206,16 @@ def _lines(traceback: str) -> str:
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def json_line(record: dict[str, Any]) -> str:
+def json_line(record: dict[str, Any]) -> bytes:
     """Render a record for a program."""
-    return _encode(record) + "\n"
+    try:
+        return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # a number that does not fit into 64 bits
+        return _octets(_encode(record) + "\n")
+
+
+def _octets(line: str) -> bytes:
+    return line.encode("utf-8", "backslashreplace")
 
 
 class Console:
@@ -206,10 +226,10 @@ class Console:
             level: f"{colour}{level:<8}\x1b[0m" if colours else f"{level:<8}" for level, colour in _COLOURS.items()
         }
 
-    def __call__(self, record: dict[str, Any]) -> str:
+    def __call__(self, record: dict[str, Any]) -> bytes:
         """Render a record for a person."""
         level = self._levels[record.pop("level")]
-        return f"{record.pop('timestamp')} {level} {plain(record)}\n"
+        return _octets(f"{record.pop('timestamp')} {level} {plain(record)}\n")
 
 
 def plain(record: dict[str, Any]) -> str:

@@ -87,10 +87,17 @@ class _Ids:
     def __init__(self) -> None:
         self._instance = secrets.token_hex(6)
         self._count = 0
+        self._millisecond = 0
+        self._begin = ""
+        """The latest millisecond, and what begins each id that is made in it."""
 
     def next(self) -> str:
-        self._count = (self._count + 1) & 0xFFFF_FFFF
-        return f"{time.time_ns() // 1_000_000:012x}{self._instance}{self._count:08x}"
+        millisecond = time.time_ns() // 1_000_000
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            self._begin = f"{millisecond:012x}{self._instance}"
+        self._count = count = (self._count + 1) & 0xFFFF_FFFF
+        return self._begin + hex(count + 0x1_0000_0000)[3:]  # not {count:08x}: mypyc has that parsed each time
 
 
 class Gateway:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from guerrilla.counters import Counters
 from guerrilla.envelope import Envelope, TLSInfo
 from guerrilla.server.tls import tls_info
 from guerrilla.smtp.events import (
@@ -42,9 +43,9 @@ class Connection(asyncio.BufferedProtocol):
     """The protocol object of one client. ``refusal`` is for one too many: it is told, and sent away."""
 
     __slots__ = (
-        "_answer", "_asked_at", "_began", "_blocked", "_content_since", "_early", "_handshaking", "_kept", "_loop",
-        "_over", "_paused", "_policy", "_received", "_refusal", "_remote_port", "_server", "_session", "_since", "_tls",
-        "_transport", "_trusted", "_waits", "place", "remote_ip",
+        "_answer", "_asked_at", "_began", "_blocked", "_content_since", "_counters", "_early", "_handshaking", "_kept",
+        "_loop", "_over", "_paused", "_policy", "_received", "_refusal", "_remote_port", "_server", "_session",
+        "_since", "_tls", "_transport", "_trusted", "_waits", "place", "remote_ip",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +62,7 @@ class Connection(asyncio.BufferedProtocol):
         self._policy = server.policy
         self._policy.enter()
         self._loop = server.loop
+        self._counters: Counters = server.witness.counters
         self.remote_ip = remote_ip
         self._remote_port = remote_port
         self.place = place if refusal is None else None
@@ -96,7 +98,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         secured = transport.get_extra_info("ssl_object")
         if secured is not None:
-            self._server.witness.counters.tls_handshakes += 1
+            self._counters.tls_handshakes += 1
             self._tls = tls_info(secured)
         self._session = Session(
             self._policy.settings,
@@ -126,7 +128,7 @@ class Connection(asyncio.BufferedProtocol):
         if session is None or self._over:
             return
         self._received += nbytes
-        self._server.witness.counters.octets_received += nbytes
+        self._counters.octets_received += nbytes
         if self._content_since:
             self._since = self._loop.time()
         session.receive_data(octets)
@@ -316,9 +318,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _flush(self, session: Session) -> None:
         if session.unsent:
-            count = self._server.witness.counters.count_reply
+            counters = self._counters
             for reply in session.unsent:
-                count(reply)
+                counters.count_reply(reply)
             data = session.data_to_send()
             assert self._transport is not None
             self._since = self._loop.time()
@@ -416,7 +418,7 @@ class Connection(asyncio.BufferedProtocol):
         except (OSError, ValueError) as error:
             # ssl.SSLError and the deadline's ConnectionAbortedError are among them; ValueError is the loop's, for a
             # client certificate that Python cannot decode.
-            self._server.witness.counters.tls_failures += 1
+            self._counters.tls_failures += 1
             self._policy.log.info("TLS handshake failed", client=self.remote_ip, cause=str(error))
         finally:
             if encrypted is None:
@@ -426,7 +428,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._handshaking = False
         self._transport = encrypted
-        self._server.witness.counters.tls_handshakes += 1
+        self._counters.tls_handshakes += 1
         self._tls = tls = tls_info(encrypted.get_extra_info("ssl_object"))
         self._since = self._loop.time()
         session.tls_established(tls)
