@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sqlite3
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -52,7 +54,16 @@ def in_table(url: str) -> Stored:
 def sqlite(tmp_path: Path) -> Subject:
     path = tmp_path / "mail.db"
 
-    return Subject(make=lambda: Sql(SqlConfig(sql_dsn=str(path))), stored=in_table(f"sqlite+aiosqlite:///{path}"))
+    def read(envelope: Envelope) -> Sequence[bytes]:
+        with closing(sqlite3.connect(path)) as connection:
+            marks = ", ".join("?" * len(envelope.hashes))
+            rows = connection.execute(f"SELECT mail FROM new_mail WHERE hash IN ({marks})", envelope.hashes)
+            return [mail for (mail,) in rows]
+
+    async def stored(envelope: Envelope) -> Sequence[bytes]:
+        return await asyncio.to_thread(read, envelope)
+
+    return Subject(make=lambda: Sql(SqlConfig(sql_dsn=str(path))), stored=stored)
 
 
 def in_database(server: DatabaseServer, make: Callable[[str], Processor[Any]]) -> Subject:

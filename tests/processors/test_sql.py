@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import pytest
 import structlog
 from pydantic import ValidationError
-from sqlalchemy import event, text
+from sqlalchemy import Connection, event, text
 from structlog.testing import LogCapture
 from tests.private_servers import DatabaseServer
 
@@ -90,6 +90,15 @@ async def execute(path: Path, statement: str) -> list[tuple[Any, ...]]:
 
 async def count(path: Path) -> int:
     return int((await execute(path, "SELECT count(*) FROM new_mail"))[0][0])
+
+
+def driver_of(connection: Connection) -> Any:
+    return connection.connection.driver_connection
+
+
+async def tell(sql: Sql, statement: str) -> Any:
+    """Run a statement on the store's own connection, and return what it answers."""
+    return await sql.writer.database.run(lambda connection: connection.execute(text(statement)).scalar())
 
 
 def mail(data: bytes | mmap.mmap = b"Subject: x\r\n\r\nHi.\r\n", *users: str, **changes: Any) -> Envelope:
@@ -256,7 +265,7 @@ async def test_group_commit(opened: Store, path: Path) -> None:
     """Messages that come at the same time share transactions, and all are there."""
     commits: list[object] = []
     async with opened() as sql:
-        event.listen(sql.writer.database.engine.sync_engine, "commit", commits.append)
+        event.listen(sql.writer.database.engine, "commit", commits.append)
         replies = await asyncio.gather(
             *(sql.save_mail(mail(b"%d" % number, queued_id=f"{number:032}"), following) for number in range(50))
         )
@@ -280,9 +289,9 @@ async def test_committed_before_passed_on(opened: Store, path: Path) -> None:
 
 async def test_durable(opened: Store) -> None:
     """The connection that writes has a write-ahead log with full synchronisation, so that COMMIT means on disk."""
-    async with opened() as sql, sql.writer.database.engine.connect() as connection:
-        for pragma, value in (("journal_mode", "wal"), ("synchronous", 2), ("busy_timeout", 5000)):
-            assert (await connection.execute(text(f"PRAGMA {pragma}"))).scalar() == value
+    wanted = {"journal_mode": "wal", "synchronous": 2, "busy_timeout": 5000}
+    async with opened() as sql:
+        assert {pragma: await tell(sql, f"PRAGMA {pragma}") for pragma in wanted} == wanted
 
 
 async def raising() -> Reply:
@@ -323,13 +332,14 @@ async def test_undo_leaves_other_recipients(opened: Store, path: Path) -> None:
 async def test_undo_is_finished_by_shutdown(opened: Store, path: Path) -> None:
     """An undo that is itself cancelled is finished before the database is closed."""
     async with opened() as sql:
+        loop = asyncio.get_running_loop()
         saving: asyncio.Task[Reply] | None = None
 
         def cancel(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
             if statement.startswith("DELETE") and saving is not None:
-                saving.cancel()
+                loop.call_soon_threadsafe(saving.cancel)
 
-        event.listen(sql.writer.database.engine.sync_engine, "before_cursor_execute", cancel)
+        event.listen(sql.writer.database.engine, "before_cursor_execute", cancel)
         saving = asyncio.create_task(sql.save_mail(mail(), refusing))
         with pytest.raises(asyncio.CancelledError):
             await saving
@@ -347,7 +357,7 @@ async def test_failing_undo_is_logged(opened: Store, path: Path, log: LogCapture
     ]
 
 
-@pytest.mark.parametrize("moment", ["before_cursor_execute", "after_cursor_execute", "commit"])
+@pytest.mark.parametrize("moment", ["BEGIN", "INSERT", "COMMIT"])
 async def test_cancelled_while_committing(opened: Store, path: Path, moment: str) -> None:
     """A message whose time is over, at whatever moment of its transaction, leaves no row; the next one is stored.
 
@@ -355,14 +365,15 @@ async def test_cancelled_while_committing(opened: Store, path: Path, moment: str
     """
     connections: list[object] = []
     async with opened() as sql:
-        event.listen(sql.writer.database.engine.sync_engine, "connect", lambda *_: connections.append(_))
+        event.listen(sql.writer.database.engine, "connect", lambda *_: connections.append(_))
+        loop = asyncio.get_running_loop()
         saving: asyncio.Task[Reply] | None = None
 
-        def cancel(*_: Any) -> None:
-            if saving is not None:
-                saving.cancel()
+        def cancel(statement: str) -> None:
+            if saving is not None and statement.startswith(moment):
+                loop.call_soon_threadsafe(saving.cancel)
 
-        event.listen(sql.writer.database.engine.sync_engine, moment, cancel)
+        await sql.writer.database.run(lambda connection: driver_of(connection).set_trace_callback(cancel))
         saving = asyncio.create_task(sql.save_mail(mail(b"lost"), following))
         with pytest.raises(asyncio.CancelledError):
             await saving
@@ -407,9 +418,9 @@ async def test_all_recipients_or_none(opened: Store, path: Path) -> None:
 async def test_too_big_for_the_database(opened: Store, path: Path) -> None:
     """A message larger than the database can hold is answered 451, and a smaller one in its batch is stored."""
     async with opened() as sql:
-        async with sql.writer.database.engine.connect() as connection:
-            driver: Any = (await connection.get_raw_connection()).driver_connection
-            await driver._execute(driver._conn.setlimit, sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+        await sql.writer.database.run(
+            lambda connection: driver_of(connection).setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 100_000)
+        )
         small, large = mail(b"x"), mail(b"x" * 200_000)
         replies = await asyncio.gather(*(sql.save_mail(envelope, following) for envelope in (small, large)))
         assert replies == [OK, LOCAL_ERROR]
@@ -449,8 +460,7 @@ def locked() -> Iterator[Callable[[Path], sqlite3.Connection]]:
 async def test_locked(opened: Store, path: Path, log: LogCapture, locked: Callable[[Path], sqlite3.Connection]) -> None:
     """A database that another program holds is an outage: 451, with the cause in the log, and then it goes on."""
     async with opened() as sql:
-        async with sql.writer.database.engine.connect() as connection:
-            await connection.execute(text("PRAGMA busy_timeout = 0"))
+        await tell(sql, "PRAGMA busy_timeout = 0")
         other = await asyncio.to_thread(locked, path)
         assert await sql.save_mail(mail(), following) is STORAGE_NOT_AVAILABLE
         await asyncio.to_thread(other.execute, "ROLLBACK")
@@ -463,9 +473,8 @@ async def test_locked(opened: Store, path: Path, log: LogCapture, locked: Callab
 async def test_full(opened: Store, path: Path) -> None:
     """A full database is 452; nothing of the message is left, and a smaller one is taken."""
     async with opened() as sql:
-        async with sql.writer.database.engine.connect() as connection:
-            pages = (await connection.execute(text("PRAGMA page_count"))).scalar_one()
-            await connection.execute(text(f"PRAGMA max_page_count = {pages + 20}"))
+        pages = await tell(sql, "PRAGMA page_count")
+        await tell(sql, f"PRAGMA max_page_count = {pages + 20}")
         assert await sql.save_mail(mail(b"x" * 1_000_000, "a", "b"), following) is INSUFFICIENT_STORAGE
         assert await count(path) == 0
         assert await sql.save_mail(mail(b"small"), following) is OK

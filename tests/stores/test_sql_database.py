@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.stores.sql_databases import EmptyDatabase
 
 from guerrilla.stores.sql_database import Database, Session, Verdict, cause_of, judge, session_of
@@ -24,8 +23,8 @@ async def pool(networked: EmptyDatabase) -> AsyncIterator[Database]:
     await pool.close()
 
 
-async def ask(connection: AsyncConnection) -> Session:
-    await connection.execute(text("SELECT 1"))
+def ask(connection: Connection) -> Session:
+    connection.execute(text("SELECT 1"))
     session = session_of(connection)
     assert session is not None
     return session
@@ -33,20 +32,20 @@ async def ask(connection: AsyncConnection) -> Session:
 
 async def test_connection_is_kept(pool: Database) -> None:
     """After a call that went well the connection is there for the next."""
-    assert await pool.call(ask) == await pool.call(ask)
+    assert await pool.run(ask) == await pool.run(ask)
 
 
 async def test_connection_of_a_failed_call(pool: Database) -> None:
     """After a call that failed it is not, whatever it failed of."""
 
-    async def fail(connection: AsyncConnection) -> None:
-        sessions.append(await ask(connection))
+    def fail(connection: Connection) -> None:
+        sessions.append(ask(connection))
         raise ValueError("a bug")
 
     sessions: list[Session] = []
     with pytest.raises(ValueError, match="a bug"):
-        await pool.call(fail)
-    assert await pool.call(ask) not in sessions
+        await pool.run(fail)
+    assert await pool.run(ask) not in sessions
 
 
 @pytest.mark.parametrize("how", ["cancelled", "out of time"])
@@ -55,18 +54,18 @@ async def test_connection_of_a_call_cut_short(networked: EmptyDatabase, pool: Da
     working = asyncio.Event()
     sessions: list[Session] = []
 
-    async def work(connection: AsyncConnection) -> None:
-        sessions.append(await ask(connection))
+    def work(connection: Connection) -> None:
+        sessions.append(ask(connection))
         working.set()
-        await connection.execute(text(SLEEP[networked.kind]))
+        connection.execute(text(SLEEP[networked.kind]))
 
-    call = asyncio.create_task(pool.call(work, seconds=0.1 if how == "out of time" else None))
+    call = asyncio.create_task(pool.run(work, seconds=0.1 if how == "out of time" else None))
     await working.wait()
     if how == "cancelled":
         call.cancel()
     with pytest.raises((asyncio.CancelledError, TimeoutError)):
         await call
-    assert await pool.call(ask) not in sessions
+    assert await pool.run(ask) not in sessions
 
 
 async def test_cut_while_it_connects(networked: EmptyDatabase) -> None:
@@ -76,7 +75,7 @@ async def test_cut_while_it_connects(networked: EmptyDatabase) -> None:
     networked.server.freeze()
     try:
         with pytest.raises(TimeoutError):
-            await pool.call(ask)
+            await pool.run(ask)
     finally:
         networked.server.thaw()
     await pool.close()
@@ -85,15 +84,15 @@ async def test_cut_while_it_connects(networked: EmptyDatabase) -> None:
 async def test_end_session(pool: Database) -> None:
     """A session that is ended is gone, and a later one of its number is left alone; so is one that never was."""
 
-    async def work(connection: AsyncConnection) -> None:
-        session = await ask(connection)
-        await pool.end_session(Session(session.number, "another"))
-        assert await ask(connection) == session
-        await pool.end_session(session)
-        await ask(connection)
+    def work(connection: Connection) -> None:
+        session = ask(connection)
+        pool.wait(pool.end_session(Session(session.number, "another")))
+        assert ask(connection) == session
+        pool.wait(pool.end_session(session))
+        ask(connection)
 
     with pytest.raises(DBAPIError) as caught:
-        await pool.call(work)
+        await pool.run(work)
     assert judge(caught.value) is Verdict.AGAIN
     await pool.end_session(Session(1 << 30, "x"))
 
@@ -101,8 +100,8 @@ async def test_end_session(pool: Database) -> None:
 async def test_max_open(networked: EmptyDatabase, pool: Database) -> None:
     """There are never more connections than there may be, and those that are not needed are closed."""
     opened: list[object] = []
-    event.listen(pool.engine.sync_engine, "connect", lambda *_: opened.append(_))
-    await asyncio.gather(*(pool.call(ask) for _ in range(20)))
+    event.listen(pool.engine, "connect", lambda *_: opened.append(_))
+    await asyncio.gather(*(pool.run(ask) for _ in range(20)))
     assert len(opened) == 2
 
 
@@ -110,11 +109,11 @@ async def test_values_that_are_refused(networked: EmptyDatabase, pool: Database)
     """A value that does not fit is the value's fault, and the cause says so without the value."""
     networked.sql("CREATE TABLE t (x VARCHAR(3))")
 
-    async def work(connection: AsyncConnection) -> None:
-        await connection.execute(text("INSERT INTO t VALUES (:x)"), [{"x": "a"}, {"x": "secret"}])
+    def work(connection: Connection) -> None:
+        connection.execute(text("INSERT INTO t VALUES (:x)"), [{"x": "a"}, {"x": "secret"}])
 
     with pytest.raises(DBAPIError) as caught:
-        await pool.call(work)
+        await pool.run(work)
     assert judge(caught.value) is Verdict.REFUSED
     assert "too long" in cause_of(caught.value)
     assert "secret" not in str(caught.value)

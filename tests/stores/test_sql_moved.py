@@ -113,7 +113,7 @@ async def test_moved_file_has_its_table(file: EmptyDatabase, writer: SqlWriter, 
 
 async def test_gone_at_commit(file: EmptyDatabase, writer: SqlWriter, letter: Letters) -> None:
     """A file that goes in the very moment of COMMIT keeps no mail either."""
-    event.listen(writer.database.engine.sync_engine, "commit", lambda _: Path(file.place).unlink(), once=True)
+    event.listen(writer.database.engine, "commit", lambda _: Path(file.place).unlink(), once=True)
     with pytest.raises(NotKeptError, match="was moved, deleted or replaced"):
         await put(writer, letter())
     await put(writer, letter(subject="after"))

@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 
 import pytest
 from sqlalchemy import Connection, event, text
-from sqlalchemy.ext.asyncio import AsyncConnection
 from structlog.testing import LogCapture
 from structlog.typing import FilteringBoundLogger
 from tests.private_servers import DatabaseServer
@@ -320,7 +319,7 @@ async def test_frozen_while_it_commits(opened: Opened, networked: EmptyDatabase,
                 server.freeze()
                 frozen.set()
 
-        event.listen(writer.database.engine.sync_engine, "commit", freeze)
+        event.listen(writer.database.engine, "commit", freeze)
         saving = asyncio.create_task(writer.keep(letter(b"x", subject="late")))
         await frozen.wait()
         await asyncio.sleep(0)  # COMMIT is written
@@ -362,7 +361,7 @@ async def test_lost_while_it_commits(opened: Opened, networked: EmptyDatabase, l
                 server.kill()
                 server.start()
 
-        event.listen(writer.database.engine.sync_engine, "commit", die)
+        event.listen(writer.database.engine, "commit", die)
         await keep(writer, letter(b"x", "ann", "bob", subject="s"))
     assert died
     assert networked.subjects() == {"s": 2}
@@ -379,7 +378,7 @@ async def test_commit_unanswered(opened: Opened, networked: EmptyDatabase, lette
                 server.freeze()
                 frozen.set()
 
-        engine = writer.database.engine.sync_engine
+        engine = writer.database.engine
         event.listen(engine, "commit", freeze)
         event.listen(engine.pool, "invalidate", lambda *_: server.thaw())  # when the writer has had enough
         assert await refusal(writer, letter(b"x", "ann", "bob", subject="s")) is None
@@ -412,7 +411,7 @@ async def test_committed_and_gone(opened: Opened, networked: EmptyDatabase, lett
         raise OSError("lost")
 
     async with opened(networked) as writer:
-        event.listen(writer.database.engine.sync_engine, "commit", once(commit_and_die))
+        event.listen(writer.database.engine, "commit", once(commit_and_die))
         assert await refusal(writer, letter(b"x", "ann", "bob")) == (Verdict.AWAY, "lost")
         server.start()
         assert networked.count() == 2
@@ -423,7 +422,7 @@ async def test_cancelled_among_others(opened: Opened, networked: EmptyDatabase, 
     """When the time of one message of a batch is over while that commits, it goes, and the others stay."""
     async with opened(networked) as writer:
         saving = [asyncio.create_task(keep(writer, letter(b"x", subject=str(number)))) for number in range(5)]
-        event.listen(writer.database.engine.sync_engine, "commit", once(lambda _: saving[2].cancel()))
+        event.listen(writer.database.engine, "commit", once(lambda _: saving[2].cancel()))
         await asyncio.wait(saving)
         assert [task.cancelled() for task in saving] == [False, False, True, False, False]
     assert networked.subjects() == {"0": 1, "1": 1, "3": 1, "4": 1}
@@ -458,7 +457,7 @@ async def test_no_commit_after_the_removal(opened: Opened, postgres_database: Em
             removing.set()
 
     async with opened(postgres_database) as writer:
-        engine = writer.database.engine.sync_engine
+        engine = writer.database.engine
         event.listen(engine, "commit", once(lambda connection: halted.append(halt(connection))))
         event.listen(engine, "after_cursor_execute", look)
         saving = asyncio.create_task(keep(writer, letter(b"x", subject="late")))
@@ -482,7 +481,7 @@ async def test_no_second_commit(opened: Opened, postgres_database: EmptyDatabase
             os.kill(halted[0], signal.SIGCONT)
 
     async with opened(postgres_database, dsn=replace(postgres_database.dsn, answer_seconds=0.5)) as writer:
-        engine = writer.database.engine.sync_engine
+        engine = writer.database.engine
         event.listen(engine, "commit", once(lambda connection: halted.append(halt(connection))))
         event.listen(engine, "after_cursor_execute", go_on)
         outcome = await refusal(writer, letter(b"x", subject="s"))
@@ -496,17 +495,20 @@ async def test_cancelled_while_it_inserts(opened: Opened, networked: EmptyDataba
     lock = "LOCK TABLES new_mail WRITE" if networked.kind == "mysql" else "LOCK TABLE new_mail IN EXCLUSIVE MODE"
     async with opened(networked) as writer:
         inserting = asyncio.Event()
-        event.listen(writer.database.engine.sync_engine, "before_cursor_execute", lambda *_: inserting.set())
+        event.listen(writer.database.engine, "before_cursor_execute", lambda *_: inserting.set())
 
-        async def work(connection: AsyncConnection) -> None:
-            await connection.execute(text(lock))
+        async def cut_short() -> None:
             saving = asyncio.create_task(writer.keep(letter(b"x", subject="late")))
             await inserting.wait()
             saving.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await saving
 
-        await other.call(work)
+        def work(connection: Connection) -> None:
+            connection.execute(text(lock))
+            other.wait(cut_short())
+
+        await other.run(work)
         await other.close()
         await keep(writer, letter(b"x", subject="next"))
     assert networked.subjects() == {"next": 1}

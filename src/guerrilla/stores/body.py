@@ -25,11 +25,17 @@ def compressed_of(envelope: Envelope) -> Compressed | None:
     return cast(Compressed, value) if callable(getattr(value, "data", None)) else None
 
 
+def body_at_hand(envelope: Envelope) -> bytes | None:
+    """Return the octets that are kept of the message, if they can be had at once."""
+    if len(envelope) > _MAX_ON_LOOP or compressed_of(envelope) is not None:
+        return None
+    return bytes(envelope)
+
+
 async def body_of(envelope: Envelope) -> bytes:
     """Return the octets that are kept of the message."""
     compressed = compressed_of(envelope)
     if compressed is not None:
         return await compressed.data()
-    if len(envelope) <= _MAX_ON_LOOP:
-        return bytes(envelope)
-    return await asyncio.to_thread(bytes, envelope)
+    at_hand = body_at_hand(envelope)
+    return await asyncio.to_thread(bytes, envelope) if at_hand is None else at_hand

@@ -294,7 +294,7 @@ def _read_sqlite(dsn: str) -> Dsn:
             path = ""
     if not path or "\0" in path or path == ":memory:" or path.startswith("file:"):
         raise ValueError("the path of a file is meant: mail in memory would be lost, and 250 means kept")
-    return Dsn("sqlite", URL.create("sqlite+aiosqlite", database=str(Path(path).absolute())))
+    return Dsn("sqlite", URL.create("sqlite", database=str(Path(path).absolute())))
 
 
 _READERS: Mapping[Kind, Callable[[str], Dsn]] = {

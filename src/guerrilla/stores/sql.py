@@ -7,13 +7,12 @@ they share one, and are shown as one message, to the first of them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import ColumnElement, Row, Select, delete, exists, func, or_, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, exists, func, or_, select
 
 from guerrilla.stores.base import Bodies, MailSummary
 from guerrilla.stores.compression import decompressed, decompressed_body
@@ -104,17 +103,15 @@ class SqlStore:
             return False
         columns = self._table.c
 
-        async def work(connection: AsyncConnection) -> tuple[int, bool]:
-            async with connection.begin():
-                in_redis = (
-                    await connection.execute(
-                        select(columns.hash).where(columns.hash == key, columns.body == "redis").limit(1)
-                    )
+        def work(connection: Connection) -> tuple[int, bool]:
+            with connection.begin():
+                in_redis = connection.execute(
+                    select(columns.hash).where(columns.hash == key, columns.body == "redis").limit(1)
                 ).first()
-                removed = await connection.execute(delete(self._table).where(columns.hash == key))
+                removed = connection.execute(delete(self._table).where(columns.hash == key))
             return removed.rowcount, in_redis is not None
 
-        removed, in_redis = await self._call(work)
+        removed, in_redis = await self._run(work)
         if in_redis and self._bodies is not None:
             await self._bodies.delete([key])
         return removed > 0
@@ -133,18 +130,14 @@ class SqlStore:
         return select(*wanted).order_by(columns.mail_id.desc())
 
     async def _rows(self, statement: Select[Any]) -> Sequence[Row[Any]]:
-        async def work(connection: AsyncConnection) -> Sequence[Row[Any]]:
-            rows: Sequence[Row[Any]] = (await connection.execute(statement)).all()
-            return rows
+        return await self._run(lambda connection: connection.execute(statement).all())
 
-        return await self._call(work)
-
-    async def _call(self, work: Callable[[AsyncConnection], Awaitable[ResultT]]) -> ResultT:
+    async def _run(self, work: Callable[[Connection], ResultT]) -> ResultT:
         database = self._database
         if database.kind == "sqlite":
             # Who reads makes no file: SQLite would, and one that everyone may read.
             await asyncio.to_thread(make_sqlite_file, Path(str(database.dsn)), create=False)
-        return await database.call(work, seconds=_SECONDS)
+        return await database.run(work, seconds=_SECONDS)
 
 
 def _is_key(text: str) -> bool:

@@ -9,19 +9,21 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import AsyncAdaptedQueuePool, Connection, event, text
+from sqlalchemy import AsyncAdaptedQueuePool, Connection, Engine, NullPool, create_engine, event, text
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from guerrilla.stores.dsn import Dsn
+from guerrilla.stores.sql_thread import WorkThread, awaited
 
 ResultT = TypeVar("ResultT")
 
@@ -67,51 +69,30 @@ class Database:
         self.dsn = dsn
         self.kind = dsn.kind
         embedded = dsn.kind == "sqlite"
-        # SQLite has one writer at a time: more connections would only wait for one another.
-        max_open = 1 if embedded else max_open or _MAX_OPEN
-        idle = max(1, min(max_idle, max_open))
-        try:
-            self.engine: AsyncEngine = create_async_engine(
-                dsn.url,
-                connect_args=dict(dsn.connect_args),
-                poolclass=AsyncAdaptedQueuePool,
-                pool_size=idle,
-                max_overflow=max_open - idle,
-                pool_timeout=dsn.connect_seconds,
-                pool_recycle=max(1, round(lifetime)) if lifetime and not embedded else -1,
-                pool_reset_on_return=None,  # a call ends its transaction, or its connection
-                hide_parameters=True,  # an error is logged: it must not show the mail
-            )
-        except ModuleNotFoundError as error:
-            raise RuntimeError(
-                f"sql_driver: {error.name} is not installed. Meant: pip install 'guerrilla[{dsn.kind}]'"
-            ) from error
-        event.listen(self.engine.sync_engine, "connect", _ON_CONNECT[dsn.kind])
+        self.engine = _embedded_engine(dsn) if embedded else _networked_engine(dsn, max_open, max_idle, lifetime)
+        event.listen(self.engine, "connect", _ON_CONNECT[dsn.kind])
+        self._thread: WorkThread | None = None
+        """What SQLite is used in."""
+        self._connection: Connection | None = None
+        """SQLite's one: it has one writer at a time, and more would only wait for one another."""
         self._file: tuple[int, int] | None = None
-        """Device and inode that the path of SQLite led to when its one connection was made."""
+        """Device and inode that the path of SQLite led to when that was made."""
         if embedded:
-            event.listen(self.engine.sync_engine, "do_connect", self._remember_file)
+            self._thread = WorkThread("sqlite")
+            event.listen(self.engine, "do_connect", self._remember_file)
 
-    async def call(
-        self, work: Callable[[AsyncConnection], Awaitable[ResultT]], *, seconds: float | None = None
-    ) -> ResultT:
+    async def run(self, work: Callable[[Connection], ResultT], *, seconds: float | None = None) -> ResultT:
         """Do the work on a connection; close that if the work raises, is cancelled, or takes longer than ``seconds``.
+
+        The work is written as if nothing had to be awaited, which takes much less time. It runs in a greenlet of
+        SQLAlchemy's, or for SQLite in a thread, without a limit; in both ``wait`` awaits.
 
         Raises:
             what the work raises, and those of ``STORE_ERRORS``, TimeoutError among them.
         """
-
-        def synchronous(connection: Connection) -> ResultT:
-            result: ResultT = await_only(work(AsyncConnection(self.engine, connection)))
-            return result
-
-        return await self.run(synchronous, seconds=seconds)
-
-    async def run(self, work: Callable[[Connection], ResultT], *, seconds: float | None = None) -> ResultT:
-        """Do the same with work that is written as if nothing had to be awaited, which takes much less time.
-
-        It runs in a greenlet of SQLAlchemy's, where ``await_only`` awaits.
-        """
+        if self._thread is not None:
+            self._loop = asyncio.get_running_loop()
+            return await self._thread.do(lambda: self._run_embedded(work))
         call = _Call(self, work)
         limits = [limit for limit in (seconds, self.dsn.answer_seconds) if limit is not None]
         task = asyncio.create_task(call.run())
@@ -127,6 +108,13 @@ class Database:
                 task.exception()  # it has been seen
             raise
 
+    def wait(self, awaitable: Awaitable[ResultT]) -> ResultT:
+        """Await something within the work of a call."""
+        if self._thread is not None:
+            return awaited(awaitable, self._loop)
+        result: ResultT = await_only(awaitable)
+        return result
+
     async def end_session(self, session: Session) -> None:
         """Return when there is no such session on the server, ending it if there is: nothing of it can come any more.
 
@@ -135,20 +123,20 @@ class Database:
         """
         look, kill = _SESSIONS[self.kind]
 
-        async def end(connection: AsyncConnection) -> None:
+        def end(connection: Connection) -> None:
             values = {"number": session.number, "mark": session.mark}
             pause = 0.01
-            while (await connection.execute(text(look), values)).first():
+            while connection.execute(text(look), values).first():
                 try:
-                    await connection.execute(text(kill), {"number": session.number})
+                    connection.execute(text(kill), {"number": session.number})
                 except DBAPIError as error:
                     if _mysql_code(error) != _NO_SUCH_THREAD:  # it went by itself
                         raise
-                await connection.rollback()  # PostgreSQL shows one transaction always the same sessions
-                await asyncio.sleep(pause)
+                connection.rollback()  # PostgreSQL shows one transaction always the same sessions
+                self.wait(asyncio.sleep(pause))
                 pause = min(2 * pause, 0.5)
 
-        await self.call(end, seconds=self.dsn.connect_seconds + 10.0)
+        await self.run(end, seconds=self.dsn.connect_seconds + 10.0)
 
     def require_file(self) -> None:
         """See that what is written can be found: SQLite itself goes on writing to a file that was moved or deleted.
@@ -170,7 +158,34 @@ class Database:
         except FileMovedError:
             with suppress(*STORE_ERRORS):
                 await self.run(self._leave_file)
-        await self.engine.dispose()
+        if self._thread is None:
+            await greenlet_spawn(self.engine.dispose)
+        else:
+            await self._thread.do(self._disconnect)
+            await self._thread.end()
+
+    def _run_embedded(self, work: Callable[[Connection], ResultT]) -> ResultT:
+        """Do the work on the connection of SQLite, in its thread."""
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = self.engine.connect()
+        try:
+            return work(connection)
+        except FileMovedError:
+            # SQLite does not do so when it closes a moved file: the mail would stay in a log that is not found there.
+            with suppress(SQLAlchemyError):
+                connection.rollback()
+                checkpoint(connection)
+            self._disconnect()
+            raise
+        finally:
+            if connection.in_transaction():
+                connection.rollback()
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _leave_file(self, _: Connection) -> None:
         self.require_file()
@@ -197,32 +212,24 @@ class _Call:
     async def run(self) -> Any:
         database = self._database
         # A driver's own limit may end with the socket's connection, and not hold for what the server says next.
-        async with asyncio.timeout(None if database.kind == "sqlite" else database.dsn.connect_seconds):
-            connection = await greenlet_spawn(database.engine.sync_engine.connect)
+        async with asyncio.timeout(database.dsn.connect_seconds):
+            connection = await greenlet_spawn(database.engine.connect)
         return await greenlet_spawn(self._run, connection)
 
     def _run(self, connection: Connection) -> Any:
         try:
             self._driver = connection.connection.driver_connection
             return self._work(connection)
-        except FileMovedError:
-            # SQLite does not do so when it closes a moved file: the mail would stay in a log that is not found there.
-            with suppress(SQLAlchemyError):
-                connection.rollback()
-                checkpoint(connection)
-            connection.invalidate()
-            raise
         except BaseException:
-            if self._database.kind != "sqlite":
-                self._close_driver()
-                connection.invalidate()
+            self._close_driver()
+            connection.invalidate()
             raise
         finally:
             connection.close()
 
     def cut(self, task: asyncio.Task[Any]) -> None:
-        """End the work, wherever it is. What SQLite has begun is waited for: it takes no longer than the disk."""
-        if self._database.kind == "sqlite" or task.done():
+        """End the work, wherever it is."""
+        if task.done():
             return
         self._close_driver()
         # asyncpg ends what waits when it is closed; cancelled, it would ask the server to cancel, and wait for that.
@@ -240,6 +247,37 @@ class _Call:
 _MAX_OPEN: Final = 5
 """Connections when none are set: one writes, one takes back, the others read."""
 
+_OPTIONS: Final[Mapping[str, Any]] = {
+    "pool_reset_on_return": None,  # a call ends its transaction, or its connection
+    "hide_parameters": True,  # an error is logged: it must not show the mail
+}
+
+
+def _embedded_engine(dsn: Dsn) -> Engine:
+    return create_engine(dsn.url, poolclass=NullPool, **_OPTIONS)
+
+
+def _networked_engine(dsn: Dsn, max_open: int, max_idle: int, lifetime: float) -> Engine:
+    max_open = max_open or _MAX_OPEN
+    idle = max(1, min(max_idle, max_open))
+    try:
+        engine = create_async_engine(
+            dsn.url,
+            connect_args=dict(dsn.connect_args),
+            poolclass=AsyncAdaptedQueuePool,
+            pool_size=idle,
+            max_overflow=max_open - idle,
+            pool_timeout=dsn.connect_seconds,
+            pool_recycle=max(1, round(lifetime)) if lifetime else -1,
+            **_OPTIONS,
+        )
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            f"sql_driver: {error.name} is not installed. Meant: pip install 'guerrilla[{dsn.kind}]'"
+        ) from error
+    return engine.sync_engine
+
+
 _NO_SUCH_THREAD: Final = 1094
 
 _SESSIONS: Final = {
@@ -255,7 +293,7 @@ _SESSIONS: Final = {
 }
 
 
-def session_of(connection: AsyncConnection | Connection) -> Session | None:
+def session_of(connection: Connection) -> Session | None:
     """Return the session of a connection; SQLite has none."""
     return connection.info.get("session")
 
@@ -264,6 +302,17 @@ def max_packet_of(connection: Connection) -> int:
     """Return how many octets a statement may have."""
     size: int = connection.info.get("max_packet", _MAX_PACKET)
     return size
+
+
+def execute_embedded(connection: Connection, statement: str, values: Sequence[Any]) -> None:
+    """Have SQLite's driver itself run a statement, within the transaction: SQLAlchemy takes longer than SQLite."""
+    driver: Any = connection.connection.driver_connection
+    try:
+        driver.execute(statement, values)
+    except sqlite3.Error as error:
+        raise DBAPIError.instance(
+            None, None, error, sqlite3.Error, hide_parameters=True, dialect=connection.dialect
+        ) from error
 
 
 def checkpoint(connection: Connection) -> None:
@@ -300,7 +349,7 @@ def _use_write_ahead_log(cursor: Any) -> None:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or attempt + 1 == _ATTEMPTS:
                 raise
-            await_only(asyncio.sleep(0.01))
+            time.sleep(0.01)
         else:
             return
 

@@ -7,7 +7,7 @@ from datetime import UTC
 from ipaddress import ip_address
 
 from guerrilla.envelope import Envelope
-from guerrilla.stores.body import body_of, compressed_of
+from guerrilla.stores.body import body_at_hand, body_of, compressed_of
 from guerrilla.stores.sql_table import Row
 
 
@@ -38,11 +38,13 @@ class Letter:
         """Hash and recipient of each row."""
         return [(row["hash"], row["recipient"]) for row in self.rows]
 
+    def mail_at_hand(self) -> bytes | None:
+        """Return what the column ``mail`` holds, if it can be had at once."""
+        return b"" if self.elsewhere else body_at_hand(self._envelope)
+
     async def mail(self) -> bytes:
         """Return what the column ``mail`` holds."""
-        if self.elsewhere:
-            return b""
-        return await body_of(self._envelope)
+        return b"" if self.elsewhere else await body_of(self._envelope)
 
 
 def _rows(envelope: Envelope, host: str, body: str) -> list[Row]:

@@ -126,7 +126,7 @@ def insertion(table: Table, kind: Kind, sql_insert: str = "", sql_values: str = 
         ValueError: if the placeholders are not as many as the values.
     """
     if not sql_insert and not sql_values:
-        return insert(table).inline()
+        return insert(table).inline().prefix_with("OR ROLLBACK", dialect="sqlite")
     # In the order of the Go program's statement, in which "to" stands before "from".
     columns = ["date", "to", "from", *(column.name for column in list(table.columns)[4:])]
     if not sql_insert:
@@ -153,9 +153,14 @@ class DriverInsert:
         order = compiled.positiontup
         assert order is not None
         self.text = str(compiled)
+        self._marks = self.text.rpartition(" VALUES ")[2]
         self._values = itemgetter(*order)
         adapt = [columns[name].type.dialect_impl(dialect).bind_processor(dialect) for name in order]
         self._adapt = [(at, each) for at, each in enumerate(adapt) if each is not None]
+
+    def text_of(self, rows: int) -> str:
+        """Return the statement for so many rows."""
+        return self.text + f", {self._marks}" * (rows - 1)
 
     def values(self, row: Row) -> tuple[Any, ...]:
         """Return what is bound to the placeholders for one row."""

@@ -11,14 +11,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import Connection, Insert, bindparam, delete, inspect, select
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.schema import CreateIndex, CreateTable
-from sqlalchemy.util import await_only
 from structlog.typing import FilteringBoundLogger
 
 from guerrilla.backends.batch import Batcher, BatchRefusedError
@@ -31,6 +30,7 @@ from guerrilla.stores.sql_database import (
     Verdict,
     cause_of,
     checkpoint,
+    execute_embedded,
     judge,
     make_sqlite_file,
     max_packet_of,
@@ -49,6 +49,9 @@ _MAX_STATEMENT: Final = 1 << 20
 
 _ROW_OVERHEAD: Final = 10_000
 """Octets, at most, that the other columns of a row take in a statement: their widths, in UTF-8."""
+
+_MAX_ROWS: Final = 32
+"""Rows in one INSERT of SQLite, whose older versions take 999 values; its driver remembers 128 statements."""
 
 _MAX_BATCH: Final = 1 << 24
 """Octets of mail in one transaction; a larger message is alone in its own."""
@@ -245,7 +248,14 @@ class SqlWriter:
             return
         if self._driver_insert is None:
             self._driver_insert = DriverInsert(statement, connection.dialect)
-        connection.exec_driver_sql(self._driver_insert.text, [self._driver_insert.values(row) for row in rows])
+        insert = self._driver_insert
+        if self.settings.dsn.kind != "sqlite":
+            connection.exec_driver_sql(insert.text, [insert.values(row) for row in rows])
+            return
+        # As one statement: to go on after each would be to wait for the loop's thread to let Python's lock go.
+        for first in range(0, len(rows), _MAX_ROWS):
+            some = rows[first : first + _MAX_ROWS]
+            execute_embedded(connection, insert.text_of(len(some)), [*chain.from_iterable(map(insert.values, some))])
 
     async def _after_lost_commit(self, error: BaseException, session: Session, letters: Sequence[Letter]) -> bool:
         """Find out whether the COMMIT was done whose answer did not come: True, or False and it never will be.
@@ -256,7 +266,7 @@ class SqlWriter:
         try:
             if isinstance(error, Exception):
                 await self.database.end_session(session)
-                there = await self.database.call(lambda connection: self._is_there(connection, letters))
+                there = await self.database.run(lambda connection: self._is_there(connection, letters))
                 known = True
                 return there
         except STORE_ERRORS:
@@ -266,11 +276,11 @@ class SqlWriter:
                 self._remover.add(Removal([key for letter in letters for key in letter.keys], session))
         return False
 
-    async def _is_there(self, connection: AsyncConnection, letters: Sequence[Letter]) -> bool:
+    def _is_there(self, connection: Connection, letters: Sequence[Letter]) -> bool:
         """Whether the transaction with these messages was committed: all of it was, if one row is there."""
         key, recipient = letters[0].keys[0]
         columns = self.table.c
-        found = await connection.execute(
+        found = connection.execute(
             select(columns.hash).where(columns.hash == key, columns.recipient == recipient).limit(1)
         )
         return found.first() is not None
@@ -294,12 +304,12 @@ class SqlWriter:
         keys = dict.fromkeys(key for removal in removals for key in removal.rows)
         values = [{"of_hash": key, "of_recipient": recipient} for key, recipient in keys]
 
-        async def work(connection: AsyncConnection) -> None:
-            async with connection.begin():
-                await connection.execute(statement, values)
+        def work(connection: Connection) -> None:
+            with connection.begin():
+                connection.execute(statement, values)
 
         # A statement for each row, so the more there are the longer it may take.
-        await self.database.call(work, seconds=_CHECK_SECONDS + len(values) / 1000)
+        await self.database.run(work, seconds=_CHECK_SECONDS + len(values) / 1000)
 
     async def _prepare(self) -> None:
         """Make the file of SQLite if it is to be made, and check the table."""
@@ -314,24 +324,22 @@ class SqlWriter:
         own = not settings.sql_insert and not settings.sql_values
         needed = [column.name for column in self.table.columns] if own else ["hash", "recipient"]
 
-        async def work(connection: AsyncConnection) -> tuple[set[str], Mapping[str, Any]]:
-            async with connection.begin():
-                columns, indexed = await connection.run_sync(_columns, self.table.name)
+        def work(connection: Connection) -> tuple[set[str], Mapping[str, Any]]:
+            with connection.begin():
+                columns, indexed = _columns(connection, self.table.name)
                 if not columns and settings.create_table:
-                    await connection.execute(CreateTable(self.table, if_not_exists=True))
-                    columns, indexed = await connection.run_sync(_columns, self.table.name)
+                    connection.execute(CreateTable(self.table, if_not_exists=True))
+                    columns, indexed = _columns(connection, self.table.name)
                 if settings.create_table and own and columns.issuperset(needed):
                     for index in self.table.indexes:
                         if index.columns[0].name not in indexed:
-                            await connection.execute(CreateIndex(index, if_not_exists=settings.dsn.kind != "mysql"))
+                            connection.execute(CreateIndex(index, if_not_exists=settings.dsn.kind != "mysql"))
             if settings.dsn.kind == "sqlite":
-                await connection.run_sync(checkpoint)  # wherever the file is moved to, it has its table
+                checkpoint(connection)  # wherever the file is moved to, it has its table
                 self.database.require_file()
             return columns, dict(connection.info)
 
-        columns, info = await self.database.call(
-            work, seconds=None if settings.dsn.kind == "sqlite" else _CHECK_SECONDS
-        )
+        columns, info = await self.database.run(work, seconds=_CHECK_SECONDS)
         if not columns:
             raise TableError(
                 f"mail_table: there is no table {self.table.name} in {settings.dsn}. "
@@ -363,6 +371,7 @@ class _Writing:
     def run(self, connection: Connection) -> None:
         self.session = session_of(connection)
         database = self._writer.database
+        connection.begin()
         self._write(connection)
         database.require_file()  # nothing is left in a file that has been moved
         self.committing = True
@@ -377,7 +386,9 @@ class _Writing:
         size = 0
         for letter in self._letters:
             try:
-                mail = b"" if letter.elsewhere else await_only(letter.mail())
+                mail = letter.mail_at_hand()
+                if mail is None:
+                    mail = self._writer.database.wait(letter.mail())
             except ValueError as error:
                 # The map of a message whose time is over may be closed: it is cancelled, and the others are not.
                 raise BatchRefusedError("its octets are gone") from error
