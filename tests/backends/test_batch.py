@@ -143,11 +143,11 @@ async def test_what_is_ready_comes_along() -> None:
     """What comes in the turns of the loop that follow shares the commit; but an endless flow does not put it off."""
     store = Store()
     tasks = store.add(1)
-    for item in range(2, 10):
+    for item in range(2, 30):
         await asyncio.sleep(0)
         tasks += store.add(item)
     first = (await store.commits.get()).items
-    assert 1 < len(first) < 9
+    assert 1 < len(first) < 29
     assert first == [*range(1, len(first) + 1)]
     for task in tasks:
         task.cancel()
@@ -156,6 +156,27 @@ async def test_what_is_ready_comes_along() -> None:
     assert undo.items == first
     undo.done()
     await store.close()
+
+
+async def test_halves_join() -> None:
+    """Who comes again some turns of the loop after it was told is with those who came in the meantime."""
+    sizes: list[int] = []
+
+    async def commit(items: Sequence[int]) -> None:
+        sizes.append(len(items))
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    async def client(turns: int) -> None:
+        for _ in range(5):
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await batcher.add(1)
+
+    batcher = Batcher(commit, Undone(), on_error=unexpected)
+    await asyncio.gather(*(client(turns) for turns in (2, 2, 4, 5, 6, 8)))
+    assert sizes == [2, 6, 6, 6, 6, 4]
+    await batcher.close()
 
 
 async def test_used_again_after_a_rest() -> None:

@@ -1,8 +1,9 @@
 """Group commit: many envelopes, one fsync.
 
-A commit costs a disk write however much it holds. So while one batch commits, the next one fills, and what is ready
-then still comes along; nobody waits for a clock, and nobody is told yes before the commit. The more come at once, the
-larger the batches, the less each one pays.
+A commit costs a disk write however much it holds. So while one batch commits, the next one fills. Those who were in
+the last one may be about to come again, and to leave before they do would split them for good into two halves, each
+waiting for the other: so the loop gets a few turns first. Nobody waits for a clock, and nobody is told yes before the
+commit. The more come at once, the larger the batches, the less each one pays.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Final, Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
 
-_TURNS: Final = 3
-"""Turns of the loop, at most, before a batch is closed: many short ones would keep each other waiting."""
+_TURNS: Final = 12
+"""Turns of the loop, at most, before a batch is closed: those of some four exchanges. Where nothing is to be done they
+take a few microseconds each."""
 
 
 class BatchRefusedError(Exception):
@@ -64,6 +66,8 @@ class Batcher(Generic[ItemT]):
         self._waiting: deque[_Entry[ItemT]] = deque()
         self._committing: Sequence[_Entry[ItemT]] = ()
         self._unwanted: list[ItemT] = []
+        self._expected = 0
+        """How many may come: those of the last batch again, and those who came while it was committed."""
         self._runner: asyncio.Task[None] | None = None
         self._cut = False
         """Whether the runner was cancelled by us, to cut a commit short."""
@@ -119,16 +123,18 @@ class Batcher(Generic[ItemT]):
                     if error is not None:
                         self._on_error(error)
                 await self._let_come()
-                await self._settle(self._next_batch())
+                batch = self._next_batch()
+                await self._settle(batch)
+                self._expected = min(len(batch) + len(self._waiting), self._max_items)
         finally:
             self._runner = None
 
     async def _let_come(self) -> None:
-        """Give the loop a few turns, as long as each brings something: what has arrived by now shares the commit."""
+        """Give the loop a few turns, until all are there that may come, and a turn brings no more."""
         for _ in range(_TURNS):
             number = len(self._waiting)
             await asyncio.sleep(0)
-            if len(self._waiting) == number:
+            if len(self._waiting) == number >= self._expected:
                 return
 
     def _next_batch(self) -> list[_Entry[ItemT]]:
