@@ -294,6 +294,19 @@ async def test_durable(opened: Store) -> None:
         assert {pragma: await tell(sql, f"PRAGMA {pragma}") for pragma in wanted} == wanted
 
 
+async def test_page_size(opened: Store, path: Path) -> None:
+    """A new file has larger pages than SQLite's own; one that is there keeps its own, and its mail."""
+    async with opened() as sql:
+        assert await tell(sql, "PRAGMA page_size") == 8192
+    path.unlink()
+    await execute(path, "PRAGMA page_size = 4096")
+    await execute(path, "CREATE TABLE other (x)")
+    async with opened() as sql:
+        assert await sql.save_mail(mail(), following) is OK
+        assert await tell(sql, "PRAGMA page_size") == 4096
+    assert await count(path) == 1
+
+
 async def raising() -> Reply:
     raise ValueError("a bug")
 
