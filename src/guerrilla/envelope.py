@@ -106,10 +106,7 @@ class Headers:
 
     def __init__(self, fields: Sequence[tuple[str, str]] = ()) -> None:
         self._fields = tuple(fields)
-        index: dict[str, list[str]] = {}
-        for name, value in self._fields:
-            index.setdefault(name.lower(), []).append(value)
-        self._index = index
+        self._index: dict[str, list[str]] | None = None
 
     def __len__(self) -> int:
         return len(self._fields)
@@ -118,16 +115,25 @@ class Headers:
         return iter(self._fields)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.lower() in self._index
+        return isinstance(name, str) and bool(self._values(name))
 
     def get(self, name: str, default: str = "") -> str:
         """Return the first value of the field, or the default."""
-        values = self._index.get(name.lower())
+        values = self._values(name)
         return values[0] if values else default
 
     def get_all(self, name: str) -> list[str]:
         """Return every value of the field, in the order of the message."""
-        return list(self._index.get(name.lower(), ()))
+        return list(self._values(name))
+
+    def _values(self, name: str) -> Sequence[str]:
+        index = self._index
+        if index is None:  # of most messages nobody asks for a field
+            index = {}
+            for each, value in self._fields:
+                index.setdefault(each.lower(), []).append(value)
+            self._index = index
+        return index.get(name.lower(), ())
 
     def __repr__(self) -> str:
         return f"Headers({list(self._fields)!r})"
