@@ -47,7 +47,10 @@ class Address:
 
     def __str__(self) -> str:
         """Write it as ``user@host``, the local part quoted where it must be; the null path is the empty string."""
-        return self.at(self.host) if self.user or self.host else ""
+        user, host = self.user, self.host
+        if host and user.isalnum():  # most are, and it is asked for several times a message
+            return f"{user}@{host}"
+        return self.at(host) if user or host else ""
 
     def at(self, host: str) -> str:
         """Write the mailbox that the same user has at another host."""
