@@ -78,6 +78,44 @@ def test_any_octets_are_read(data: bytes) -> None:
         value.encode()
 
 
+LINES = [
+    b"A: b",
+    b"\r\n",
+    b"\r\n ",
+    b"\r\n\t",
+    b"\r",
+    b"\n",
+    b"\0",
+    b"\x1f",
+    b"\x7f",
+    b"\t",
+    b" ",
+    b":",
+    b"Subject",
+    b"A" * 998,
+]
+
+
+@given(st.lists(st.sampled_from(LINES)).map(b"".join))
+def test_a_field_is_read_alike_whatever_stands_beside_it(data: bytes) -> None:
+    """A header of plain text is read another way, quicker, than one that holds a single octet of another kind."""
+    careful = parse_header(b"X: \xff\r\nY: z" + data)
+    assert list(careful)[1:] == list(parse_header(b"Y: z" + data))
+
+
+@pytest.mark.parametrize("octet", range(256))
+def test_each_octet_has_its_place(octet: int) -> None:
+    """Of a value, control characters go; in a name, only what is visible may stand."""
+    fields = list(parse_header(b"A: x%cy\r\nB%cC: z\r\n" % (octet, octet)))
+    control = octet != 9 and (octet < 0x20 or 0x7F <= octet < 0xA0)
+    expected = [("A", "xy" if control else f"x{chr(octet)}y")]
+    if octet == ord(":"):
+        expected.append(("B", "C: z"))
+    elif 0x20 < octet < 0x7F:
+        expected.append((f"B{chr(octet)}C", "z"))
+    assert fields == expected
+
+
 @given(
     st.lists(
         st.tuples(

@@ -8,45 +8,49 @@ from __future__ import annotations
 
 import binascii
 import re
+from typing import Final
 
 from guerrilla.envelope import Body, Headers
 
-_MAX_BLOCK = 1 << 20
+_MAX_BLOCK: Final = 1 << 20
 """Octets of header that are read: a hundred times what a long one has. What lies beyond is stored, but not read."""
 
-_MAX_LINES = 1_000
+_MAX_LINES: Final = 1_000
 """Unfolded lines that are looked at, malformed ones included: so a megabyte of tiny ones costs no time."""
 
-_MAX_NAME = 998
+_MAX_NAME: Final = 998
 """Characters in the name of a field: it cannot be folded, so it cannot be longer than a line (RFC 5322 2.1.1)."""
 
-_MAX_VALUE = 100_000
+_MAX_VALUE: Final = 100_000
 """Characters kept of one value: the length at which Postfix cuts a header (header_size_limit, 102400)."""
 
-_MAX_TEXT = 998
+_MAX_TEXT: Final = 998
 """Characters kept of a decoded value: one whole line of RFC 5322 section 2.1.1."""
 
-_MAX_ENCODED = 20_000
+_MAX_ENCODED: Final = 20_000
 """Characters of a value that are decoded: what ``_MAX_TEXT`` takes in its longest encoding (Q, four octets for
 a character)."""
 
-_NAME = re.compile(rf"[!-9;-~]{{1,{_MAX_NAME}}}")
-_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+_PLAIN: Final = bytes(octet if octet in b"\t\r\n" or 0x20 <= octet <= 0x7E else 0x20 for octet in range(256))
+"""Makes blanks of all octets but those of lines of plain text."""
+
+_NAME: Final = re.compile(rf"[!-9;-~]{{1,{_MAX_NAME}}}")
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 # RFC 2047 section 2, with the language of RFC 2231 section 5. A "?" ends each part, so a scan never goes back. Blanks
 # inside of the text are not allowed, but are seen.
-_ENCODED_WORD = re.compile(r"=\?([!-)+->@-~]{1,40})(?:\*[!->@-~]{0,40})?\?([BbQq])\?([^?]*)\?=")
-_BLANKS = re.compile(r"[ \t]*")
+_ENCODED_WORD: Final = re.compile(r"=\?([!-)+->@-~]{1,40})(?:\*[!->@-~]{0,40})?\?([BbQq])\?([^?]*)\?=")
+_BLANKS: Final = re.compile(r"[ \t]*")
 
 # What a client may name. Only character sets: Python's codecs also know punycode, idna (both quadratic), utf-7,
 # unicode_escape and others that a message must not choose.
-_CHARSET = re.compile(
+_CHARSET: Final = re.compile(
     r"utf-?8|(?:us-)?ascii|iso-?8859-(?:[1-9]|1[013-6])|(?:windows-|cp)(?:125[0-8]|874)|koi8-[rut]"
     r"|gb2312|gbk|gb18030|big5(?:-hkscs)?|euc-(?:jp|kr)|ks_c_5601-1987|iso-2022-(?:jp(?:-[12])?|kr)"
     r"|shift[_-]jis|cp932|windows-31j|tis-620",
     re.ASCII | re.IGNORECASE,
 )
-_CODEC = {"gb2312": "gb18030", "windows-874": "cp874", "windows-31j": "cp932"}
+_CODEC: Final = {"gb2312": "gb18030", "windows-874": "cp874", "windows-31j": "cp932"}
 """Python's name, where it has another, or where what is sent under a name is in truth the larger set."""
 
 
@@ -60,26 +64,33 @@ def parse_header(data: Body) -> Headers:
     if data[:2] == b"\r\n":
         return Headers()
     end = data.find(b"\r\n\r\n", 0, _MAX_BLOCK)
-    block = data[: end if end >= 0 else _MAX_BLOCK].decode("latin-1")
-    unfolded = block.replace("\r\n ", " ").replace("\r\n\t", "\t")
+    block = data[: end if end >= 0 else _MAX_BLOCK]
+    plain = block.translate(_PLAIN) == block  # as most headers are: seen quicker at once than field by field
+    unfolded = block.decode("latin-1").replace("\r\n ", " ").replace("\r\n\t", "\t")
     fields: list[tuple[str, str]] = []
     for line in unfolded.split("\r\n", _MAX_LINES)[:_MAX_LINES]:
-        name, _, value = line.partition(":")
-        if len(name) == len(line):
+        colon = line.find(":")
+        if colon < 0:
             continue
-        # As the pattern has it, since there is no colon in it; most are short.
-        plain = len(name) <= _MAX_NAME and " " not in name and name.isascii() and name.isprintable()
-        if not plain or not name:
+        name, value = line[:colon], line[colon + 1 :]
+        ordinary = plain and "\r" not in line and "\n" not in line
+        # In plain text, what the pattern has to say of a name is this, since there is no colon in it.
+        if not ordinary or not 0 < colon <= _MAX_NAME or " " in name or "\t" in name:
             # RFC 5322 section 4.5 (obsolete syntax): blanks may stand before the colon.
             name = name.rstrip(" \t")
             if not _NAME.fullmatch(name):
                 continue
-        if not value.isascii():
-            value = _utf8(value)
-        if not value.isprintable():
-            value = _CONTROLS.sub("", value)
+        if not ordinary:
+            value = _text(value)
         fields.append((name, value.strip(" \t")[:_MAX_VALUE]))
     return Headers(fields)
+
+
+def _text(value: str) -> str:
+    """Return the value, whose octets were read as ISO 8859-1, as text without control characters."""
+    if not value.isascii():
+        value = _utf8(value)
+    return value if value.isprintable() else _CONTROLS.sub("", value)
 
 
 def text_of(header: Headers, name: str) -> str:
@@ -87,7 +98,12 @@ def text_of(header: Headers, name: str) -> str:
 
     It is empty if there is no such field.
     """
-    return decode_encoded_words(header.get(name)[:_MAX_ENCODED])[:_MAX_TEXT]
+    wanted = name.lower()
+    # One look at each name costs less than the index that get() makes for many questions.
+    for each, value in header:
+        if each.lower() == wanted:
+            return decode_encoded_words(value[:_MAX_ENCODED])[:_MAX_TEXT]
+    return ""
 
 
 def _utf8(text: str) -> str:
