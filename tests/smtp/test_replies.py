@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from hypothesis import given
@@ -69,6 +71,17 @@ def test_a_named_reply_is_one_line_with_an_enhanced_code(name: str) -> None:
 def test_two_functions_make_the_replies_that_hold_a_name() -> None:
     assert queued("0f").wire == b"250 2.0.0 OK: queued as 0f\r\n"
     assert greeting("mx.test").wire == b"220 mx.test ESMTP guerrilla\r\n"
+
+
+@given(st.text() | st.sampled_from(["x" * 242, "x" * 243, "x" * 1000, "0f\n0f", "0f\r\n"]))
+def test_the_reply_that_hands_over_is_one_like_any_other(queued_id: str) -> None:
+    """It is made in less time, and nobody can tell."""
+    quick, slow = queued(queued_id), Reply(250, "2.0.0", f"OK: queued as {queued_id}")
+    assert type(quick) is Reply
+    assert (quick, hash(quick), repr(quick), quick.wire) == (slow, hash(slow), repr(slow), slow.wire)
+    assert copy.deepcopy(quick) == replace(quick) == slow
+    with pytest.raises(FrozenInstanceError):
+        quick.code = 550  # type: ignore[misc]
 
 
 def test_several_lines_carry_the_code_on_each() -> None:

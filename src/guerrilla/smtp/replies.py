@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 _MAX_LINE = 512
 """RFC 5321 section 4.5.3.1.5: a reply line, CRLF included."""
+
+_MAX_SHORT = 256
+"""Characters of a text that certainly fits on a line, whatever stands before it."""
 
 _REPLY = re.compile(r"([2-5][0-5][0-9])(?:[ -]([245]\.[0-9]{1,3}\.[0-9]{1,3}))?(?: (.*))?", re.DOTALL)
 _ENHANCED = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
@@ -68,7 +72,8 @@ class Reply:
     def __str__(self) -> str:
         """Write it on one line, as a log wants it."""
         text = self.text.replace("\n", " / ")
-        return " ".join(part for part in (str(self.code), self.enhanced, text) if part)
+        code = f"{self.code} {self.enhanced}" if self.enhanced else f"{self.code}"
+        return f"{code} {text}" if text else code
 
     @classmethod
     def parse(cls, text: str) -> Reply:
@@ -156,7 +161,28 @@ DOMAIN_TOO_LONG = Reply(501, "5.1.0", "Domain too long")
 
 def queued(queued_id: str) -> Reply:
     """Return the reply that hands the message over: from here on it is ours (RFC 5321 section 6.1)."""
-    return Reply(250, "2.0.0", f"OK: queued as {queued_id}")
+    text = f"OK: queued as {queued_id}"
+    # One is made for each message, and what is known to be well-formed need not be looked at once more.
+    if len(text) <= _MAX_SHORT and text.isascii() and text.isprintable():
+        return _ready(250, "2.0.0", text, f"250 2.0.0 {text}\r\n".encode("ascii"))
+    return Reply(250, "2.0.0", text)
+
+
+class _Draft:
+    """A reply before it is frozen: what is frozen is written much slower."""
+
+    __slots__ = ("code", "enhanced", "text", "wire")
+
+
+def _ready(code: int, enhanced: str, text: str, wire: bytes) -> Reply:
+    """Return the reply that is made of these, as they are."""
+    draft: Any = _Draft()
+    draft.code = code
+    draft.enhanced = enhanced
+    draft.text = text
+    draft.wire = wire
+    draft.__class__ = Reply
+    return draft  # type: ignore[no-any-return]
 
 
 def greeting(host_name: str) -> Reply:
