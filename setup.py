@@ -24,6 +24,7 @@ COMPILED = [
     "backends/deadlines.py",
     "backends/gateway.py",
     "backends/measure.py",
+    "copy_keys.py",
     "counters.py",
     "header.py",
     "log_records.py",
@@ -46,6 +47,7 @@ COMPILED = [
     "smtp/settings.py",
     "smtp/transaction.py",
     "smtp/xclient.py",
+    "trace_header.py",
 ]
 WISH = os.environ.get("GUERRILLA_COMPILE", "")
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from hashlib import blake2s
-
 from guerrilla.backends.processor import CallNext, Envelope, Processor, ProcessorConfig, Reply
-
-_DIGEST_SIZE = 16
-"""Octets: written as 32 hexadecimal digits, as wide as the column that the Go program's tables have for it."""
+from guerrilla.copy_keys import copy_keys
 
 
 class Hasher(Processor[ProcessorConfig]):
@@ -20,15 +16,5 @@ class Hasher(Processor[ProcessorConfig]):
 
     async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
         """Fill ``hashes``, and pass on."""
-        message = blake2s(digest_size=_DIGEST_SIZE, usedforsecurity=False)
-        for field in (envelope.queued_id, str(envelope.mail_from), envelope.subject):
-            octets = field.encode("utf-8", "surrogatepass")
-            # Its length in front, so that no two fields run into one another.
-            message.update(b"%d:%b" % (len(octets), octets))
-        hashes = []
-        for recipient in envelope.rcpt_to:
-            copy = message.copy()
-            copy.update(str(recipient).encode("utf-8", "surrogatepass"))
-            hashes.append(copy.hexdigest())
-        envelope.hashes = hashes
+        envelope.hashes = copy_keys(envelope)
         return await call_next()

@@ -1,0 +1,36 @@
+"""A copy's key never changes: a message that is kept is found by it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from guerrilla.copy_keys import copy_keys
+from guerrilla.envelope import Address, Envelope
+
+
+def keys_of(**changes: Any) -> list[str]:
+    envelope = Envelope(
+        queued_id="0123456789abcdef",
+        mail_from=Address("sender", "example.org"),
+        rcpt_to=[Address("joe", "example.com"), Address("jörg", "example.com")],
+        subject="Hello",
+    )
+    for name, value in changes.items():
+        setattr(envelope, name, value)
+    return copy_keys(envelope)
+
+
+def test_the_keys_are_those_of_every_version() -> None:
+    assert keys_of() == ["484563434bcea3f63b077878ff0980a6", "ab472aae8f41bfe904a7af72ebf5db8e"]
+
+
+def test_one_message_after_another_leaves_no_trace_in_the_keys() -> None:
+    before = keys_of()
+    assert keys_of(subject="another") != before
+    assert keys_of() == before
+
+
+def test_recipients_may_be_a_tuple() -> None:
+    """Compiled code would refuse it for a list."""
+    recipients = (Address("joe", "example.com"), Address("jörg", "example.com"))
+    assert keys_of(rcpt_to=recipients) == keys_of()

@@ -1,0 +1,47 @@
+"""The trace header is the same whatever types a processor has left, and each date is that of its moment."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from guerrilla.envelope import Address, Envelope
+from guerrilla.trace_header import Dates, trace_header
+
+DATE = "Sat, 03 Feb 2024 04:05:06 +0000"
+RECIPIENT = Address("jörg", "example.com")
+
+
+@pytest.mark.parametrize(
+    ("loose", "strict"),
+    [
+        ({"rcpt_to": (RECIPIENT,)}, {"rcpt_to": [RECIPIENT]}),
+        ({"hashes": ("k1", "k2")}, {"hashes": ["k1", "k2"]}),
+        ({"hashes": None}, {"hashes": []}),
+        ({"esmtp": 1, "tls": "yes", "smtputf8": 1}, {"esmtp": True, "tls": object(), "smtputf8": True}),
+        ({"esmtp": "", "smtputf8": None}, {"esmtp": False, "smtputf8": False}),
+    ],
+)
+def test_what_another_type_says_as_well_is_taken(loose: dict[str, Any], strict: dict[str, Any]) -> None:
+    """Compiled code would refuse a tuple for a list, and a number for a bool."""
+    envelopes = [Envelope(**{"rcpt_to": [RECIPIENT], "queued_id": "q", **given}) for given in (loose, strict)]
+    assert trace_header(envelopes[0], "mx.test", DATE) == trace_header(envelopes[1], "mx.test", DATE)
+
+
+@pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=-3))])
+def test_a_date_is_that_of_its_moment_whatever_was_written_before(zone: timezone) -> None:
+    dates = Dates()
+    begin = datetime(2024, 12, 31, 23, 59, 58, tzinfo=UTC)
+    steps = [0, 999_999, 1_000_000, 1_999_999, 2_000_000, 1_999_999, 0, 86_400_000_000]
+    moments = [begin + timedelta(microseconds=step) for step in steps]
+    assert [dates.write(moment.astimezone(zone)) for moment in moments] == [
+        moment.strftime("%a, %d %b %Y %H:%M:%S +0000") for moment in moments
+    ]
+
+
+def test_a_moment_without_a_zone_is_one_of_this_machine() -> None:
+    moment = datetime(2024, 2, 3, 4, 5, 6)
+    dates = Dates()
+    assert dates.write(moment) == dates.write(moment.astimezone(UTC))
