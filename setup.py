@@ -23,6 +23,7 @@ COMPILED = [
     "backends/base.py",
     "backends/deadlines.py",
     "backends/gateway.py",
+    "backends/hooks.py",
     "backends/measure.py",
     "copy_keys.py",
     "counters.py",

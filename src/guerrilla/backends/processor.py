@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from structlog.typing import FilteringBoundLogger
 
 from guerrilla.backends.base import CallNext, Decorator, Process, Task
+from guerrilla.backends.hooks import hooked
 from guerrilla.config import Duration
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import RECIPIENT_OK, Reply, queued
@@ -108,14 +109,7 @@ class Processor(Generic[ConfigT]):
         kind = type(self)
         save_mail = None if kind.save_mail is Processor.save_mail else self.save_mail
         validate_rcpt = None if kind.validate_rcpt is Processor.validate_rcpt else self.validate_rcpt
-
-        def process(envelope: Envelope, task: Task) -> Awaitable[Reply]:
-            hook = save_mail if task is Task.SAVE_MAIL else validate_rcpt
-            if hook is None:
-                return following(envelope, task)
-            return hook(envelope, lambda: following(envelope, task))
-
-        return process
+        return hooked(save_mail, validate_rcpt, following)
 
 
 Function: TypeAlias = Callable[[Envelope], Reply | None] | Callable[[Envelope], Awaitable[Reply | None]]
