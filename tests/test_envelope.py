@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
+import pickle  # noqa: TID251 - only what is written here is read
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guerrilla.envelope import EPOCH, NULL_PATH, Address, Envelope, Headers
+from guerrilla.envelope import EPOCH, NULL_PATH, Address, Envelope, Headers, mailbox
 from guerrilla.smtp.address import parse_path
 
 
@@ -45,6 +48,17 @@ def test_the_same_user_at_another_host_is_quoted_where_it_must_be() -> None:
     assert Address("a b", "x.org").at("y.org") == '"a b"@y.org'
     assert Address("", "x.org").at("y.org") == '""@y.org'
     assert Address("postmaster").at("") == "postmaster"
+
+
+def test_an_address_that_is_made_in_less_time_is_as_any_other() -> None:
+    address, plain = mailbox("a", "b.test"), Address("a", "b.test")
+    assert type(address) is Address
+    assert (address, hash(address), repr(address), str(address)) == (plain, hash(plain), repr(plain), str(plain))
+    assert (address.ip, address.route) == (None, ())
+    assert replace(address, user="c") == Address("c", "b.test")
+    assert copy.copy(address) == copy.deepcopy(address) == pickle.loads(pickle.dumps(address)) == plain
+    with pytest.raises(FrozenInstanceError):
+        address.user = "c"  # type: ignore[misc]
 
 
 def test_the_null_path_has_neither_user_nor_host() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 Body = bytes | mmap.mmap
 """The octets of a message: in memory, or a read-only map of an unlinked temporary file. Both have ``find``, ``len``
@@ -59,6 +60,23 @@ class Address:
         if not user.isalnum() and not _DOT_STRING.fullmatch(user):
             user = '"' + user.replace("\\", "\\\\").replace('"', '\\"') + '"'
         return f"{user}@{host}" if host else user
+
+
+class _Draft:
+    """An address before it is frozen: to write the attributes of one that is frozen takes three times as long."""
+
+    __slots__ = ("host", "ip", "route", "user")
+
+
+def mailbox(user: str, host: str) -> Address:
+    """Return ``Address(user, host)``, made in less time."""
+    draft: Any = _Draft()
+    draft.user = user
+    draft.host = host
+    draft.ip = None
+    draft.route = ()
+    draft.__class__ = Address
+    return draft  # type: ignore[no-any-return]
 
 
 NULL_PATH = Address()

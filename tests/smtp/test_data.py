@@ -102,6 +102,10 @@ def test_an_end_over_the_edge_of_a_read_works_once(edge: int, offset: int) -> No
         (b"\0\x80\xff\x1a\r\n", b"\0\x80\xff\x1a\r\n"),
         *((b"a." * dots + b"\r\n", b"a." * dots + b"\r\n") for dots in (31, 32, 33, 70)),
         *((b"a." * dots + b"\r\n..\r\n", b"a." * dots + b"\r\n.\r\n") for dots in (31, 32, 33, 70)),
+        *(
+            (b"a." * dots + b"\r\n..\r\n" + b"b" * 2048 + b"\r\n", b"a." * dots + b"\r\n.\r\n" + b"b" * 2048 + b"\r\n")
+            for dots in range(12)
+        ),
     ],
 )
 def test_dots_are_unstuffed_once_and_nothing_else_is_touched(sent: bytes, stored: bytes) -> None:

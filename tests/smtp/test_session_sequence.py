@@ -273,6 +273,20 @@ def test_nothing_is_parsed_while_an_answer_is_out() -> None:
     assert [type(event) for event in dialogue.events] == [RcptReceived, MessageReceived, Closed]
 
 
+def test_a_recipient_that_was_refused_is_asked_about_again_and_one_that_was_taken_is_not() -> None:
+    given = answers(NO_SUCH_USER, RECIPIENT_OK, NO_SUCH_USER, RECIPIENT_OK, RECIPIENT_OK, queued("x"))
+    asked: list[str] = []
+
+    def decide(question: Question) -> Reply:
+        asked.append(question.envelope.rcpt_to[-1].user)
+        return given.pop()
+
+    dialogue = greeted(validates=True, decide=decide).say("MAIL FROM:<>")
+    dialogue.say(*(f"RCPT TO:<{user}@y.test>" for user in "aaabbbcabc"), "DATA", ".")
+    assert "".join(asked) == "aabbcc"  # the last time about the message
+    assert [to.user for to in dialogue.envelopes[0].rcpt_to] == ["a", "b", "c"]
+
+
 def test_a_refused_recipient_is_none_and_may_be_asked_about_again() -> None:
     given = answers(NO_SUCH_USER, STORAGE_TIMEOUT, RECIPIENT_OK, queued("x"))
     dialogue = greeted(validates=True, decide=lambda question: given.pop(), max_recipients=1).talk("""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import TypeAlias
 
 from guerrilla.envelope import Address
 from guerrilla.smtp.address import AddressError, parse_path
@@ -36,15 +36,8 @@ class CommandError(Exception):
         self.reply = reply
 
 
-@dataclass(frozen=True, slots=True)
-class Mail:
-    """What MAIL has said: the sender, and the parameters of the extensions that we offer."""
-
-    sender: Address
-    size: int = 0
-    """RFC 1870: what the client believes the message to be; 0 if it did not say."""
-    body: str = "7BIT"
-    smtputf8: bool = False
+Mail: TypeAlias = tuple[Address, int, str, bool]
+"""What MAIL has said: the sender, SIZE (RFC 1870; 0 if the client did not say), BODY, whether SMTPUTF8 was there."""
 
 
 def is_foreign(verb: bytes) -> bool:
@@ -65,20 +58,25 @@ def parse_helo(argument: bytes) -> str:
 
 def parse_mail(argument: bytes) -> Mail:
     """Read ``FROM:<sender> [SIZE=…] [BODY=…] [SMTPUTF8]``."""
-    if argument[:5].upper() != b"FROM:":
+    if not argument.startswith(b"FROM:") and argument[:5].upper() != b"FROM:":
         raise CommandError(BAD_MAIL)
     try:
         sender, rest = parse_path(argument[5:])
     except AddressError as error:
         raise CommandError(error.reply) from None
-    if not rest:
-        if not sender.is_ascii:
-            raise CommandError(NEEDS_SMTPUTF8)
-        return Mail(sender)
-    return _with_parameters(sender, rest)
+    size, body, smtputf8 = _extensions(rest) if rest else (0, "7BIT", False)
+    if not smtputf8 and not _is_ascii(sender, argument):
+        raise CommandError(NEEDS_SMTPUTF8)
+    return sender, size, body, smtputf8
 
 
-def _with_parameters(sender: Address, rest: bytes) -> Mail:
+def _is_ascii(address: Address, argument: bytes) -> bool:
+    """Tell whether the address is ASCII: it is where the argument is that it was read from."""
+    return argument.isascii() or address.is_ascii
+
+
+def _extensions(rest: bytes) -> tuple[int, str, bool]:
+    """Read what the parameters say of SIZE, BODY and SMTPUTF8."""
     given = _parameters(rest)
     size = given.pop(b"SIZE", b"0")
     if size is None or not _NUMBER.fullmatch(size):
@@ -92,9 +90,7 @@ def _with_parameters(sender: Address, rest: bytes) -> Mail:
         raise CommandError(BAD_PARAMETER_VALUE)
     if given:
         raise CommandError(UNKNOWN_PARAMETER)
-    if not smtputf8 and not sender.is_ascii:
-        raise CommandError(NEEDS_SMTPUTF8)
-    return Mail(sender, int(size), body.decode("ascii"), smtputf8)
+    return int(size), body.decode("ascii"), smtputf8
 
 
 def _parameters(rest: bytes) -> dict[bytes, bytes | None]:
@@ -115,7 +111,7 @@ def _parameters(rest: bytes) -> dict[bytes, bytes | None]:
 
 def parse_rcpt(argument: bytes, *, smtputf8: bool) -> Address:
     """Read ``TO:<recipient>``. We offer no extension that gives RCPT a parameter."""
-    if argument[:3].upper() != b"TO:":
+    if not argument.startswith(b"TO:") and argument[:3].upper() != b"TO:":
         raise CommandError(BAD_RCPT)
     try:
         recipient, rest = parse_path(argument[3:], forward=True)
@@ -124,7 +120,7 @@ def parse_rcpt(argument: bytes, *, smtputf8: bool) -> Address:
     if rest:
         _parameters(rest)  # a malformed one is 501, a well-formed one 555
         raise CommandError(UNKNOWN_PARAMETER)
-    if not smtputf8 and not recipient.is_ascii:
+    if not smtputf8 and not _is_ascii(recipient, argument):
         raise CommandError(NEEDS_SMTPUTF8)
     return recipient
 

@@ -9,7 +9,7 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
@@ -114,18 +114,18 @@ class Conversation:
         if not line:
             return self._refuse(replies.LINE_TOO_LONG, line)
         # RFC 5321 section 2.3.8: a line ends with CRLF and holds no other CR or LF.
-        if len(line) < 2 or line.find(b"\r") != len(line) - 2:
+        if not line.endswith(b"\r\n") or 13 in line[:-2]:
             return self._refuse(replies.BARE_NEWLINE_IN_COMMAND, line)
         line = line[:-2]
         verb, _, argument = line.partition(b" ")
         # upper() is given octets, not text: in text there are letters that it turns into others.
-        verb = verb.upper()
-        if (handler := _COMMANDS.get(verb)) is not None:
+        handler = _COMMANDS.get(verb) or _COMMANDS.get(verb.upper())
+        if handler is not None:
             try:
-                return handler(self, argument.strip(b" "))
+                return handler(self, argument.strip(b" ") if argument else b"")
             except CommandError as error:
                 return self._refuse(error.reply, line)
-        if is_foreign(verb):
+        if is_foreign(verb.upper()):
             self.close(replies.NOT_SMTP)
             return CommandRefused(line, replies.NOT_SMTP)
         self._patience.unrecognized()
@@ -174,9 +174,9 @@ class Conversation:
             raise CommandError(replies.NO_HELO)
         if self._transaction is not None:
             raise CommandError(replies.NESTED_MAIL)
-        mail = parse_mail(argument)
+        sender, size, body_type, smtputf8 = parse_mail(argument)
         # RFC 1870 section 6.1: what is too large is refused before it is sent.
-        if mail.size > self._settings.max_size:
+        if size > self._settings.max_size:
             raise CommandError(replies.MESSAGE_TOO_LARGE)
         if not self._house.has_room():
             self._say(replies.INSUFFICIENT_STORAGE)
@@ -185,16 +185,18 @@ class Conversation:
         if self._mails > MAX_MAILS:
             self.close(replies.TOO_MANY_MAILS)
             return
+        # In their order: to have them matched with their names takes as long as the envelope itself.
         envelope = Envelope(
-            remote_ip=self._remote_ip,
-            remote_port=self._remote_port,
-            server=self._server,
-            helo=self._helo,
-            esmtp=self._esmtp,
-            tls=self._tls,
-            mail_from=mail.sender,
-            body_type=mail.body,
-            smtputf8=mail.smtputf8,
+            self._remote_ip,
+            self._remote_port,
+            self._server,
+            self._helo,
+            self._esmtp,
+            self._tls,
+            sender,
+            [],
+            body_type,
+            smtputf8,
         )
         self._transaction = Transaction(envelope, self._settings)
         self._say(replies.SENDER_OK)
@@ -217,12 +219,8 @@ class Conversation:
             self._say(replies.TOO_MANY_RECIPIENTS)
             return None
         transaction.recipients += 1
-        if recipient in transaction.named:
-            self._say(replies.RECIPIENT_OK)  # named twice, it gets the message once
-            return None
-        transaction.named.add(recipient)
-        envelope.rcpt_to.append(recipient)
-        if self._settings.validates:
+        # Named twice, it gets the message once.
+        if transaction.add(recipient) and self._settings.validates:
             self._state = State.ASKED_RCPT
             return RcptReceived(envelope)
         self._say(replies.RECIPIENT_OK)
@@ -395,7 +393,7 @@ class Conversation:
             self._transaction = None
 
 
-_COMMANDS: Final[Mapping[bytes, Callable[[Conversation, bytes], Event | None]]] = {
+_COMMANDS: Final[dict[bytes, Callable[[Conversation, bytes], Event | None]]] = {
     b"HELO": Conversation._helo_command,
     b"EHLO": Conversation._ehlo_command,
     b"MAIL": Conversation._mail_command,

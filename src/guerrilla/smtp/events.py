@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import Reply
 
+# Each message has one of these: their __init__ is written out, since that of a dataclass is not compiled.
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class RcptReceived:
     """RCPT has named a recipient, now the last of the envelope: answer with ``reply``. Nothing is parsed until then."""
 
-    envelope: Envelope
+    envelope: Final[Envelope]
+
+    def __init__(self, envelope: Envelope) -> None:
+        self.envelope = envelope
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MessageReceived:
     """The whole message is here: answer with ``reply``. Nothing is parsed until then."""
 
-    envelope: Envelope
+    envelope: Final[Envelope]
+
+    def __init__(self, envelope: Envelope) -> None:
+        self.envelope = envelope
 
 
 @dataclass(frozen=True, slots=True)

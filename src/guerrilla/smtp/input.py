@@ -33,13 +33,18 @@ class Input:
 
         A line that is too long is swallowed up to its end: its tail must never be taken for a command.
         """
-        end = self._octets.find(b"\n", self._pos)
+        octets, pos = self._octets, self._pos
+        if pos == len(octets):
+            return None
+        # Most clients send a line and wait: to see that there is no other takes less than to find where this one ends.
+        alone = pos == 0 and octets.endswith(b"\n") and 10 not in octets[:-1]
+        end = len(octets) - 1 if alone else octets.find(b"\n", pos)
         if end < 0:
             if len(self) > MAX_COMMAND_LINE:
                 self._too_long = True
                 self.clear()
             return None
-        line = self._octets[self._pos : end + 1]
+        line = octets[pos : end + 1]
         self._pos = end + 1
         if self._too_long or len(line) > MAX_COMMAND_LINE:
             self._too_long = False

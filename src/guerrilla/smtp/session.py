@@ -134,8 +134,7 @@ class Session(Conversation):
             if reply.positive:
                 self._patience.renew()
         elif not reply.positive:
-            transaction.named.remove(transaction.envelope.rcpt_to.pop())
-            transaction.recipients -= 1
+            transaction.take_back()
             if not reply.temporary:
                 self._count_error()
         if reply.code == 421:

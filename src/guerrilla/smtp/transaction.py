@@ -17,15 +17,14 @@ from guerrilla.smtp.settings import House, Settings
 class Transaction:
     """What was said since MAIL was accepted."""
 
-    __slots__ = ("_settings", "chunks_failed", "content", "envelope", "named", "overshoot", "reader", "recipients")
+    __slots__ = ("_named", "_settings", "chunks_failed", "content", "envelope", "overshoot", "reader", "recipients")
 
     def __init__(self, envelope: Envelope, settings: Settings) -> None:
         self._settings = settings
         self.envelope = envelope
         self.recipients = 0
         """RCPT commands that were accepted, those that repeat a recipient included."""
-        self.named: set[Address] = set()
-        """The recipients of the envelope, to find one that is named twice."""
+        self._named: set[Address] | None = None
         self.overshoot = 0
         """RCPT commands beyond the limit."""
         self.content: Content | None = None
@@ -37,6 +36,25 @@ class Transaction:
     def in_chunks(self) -> bool:
         """Whether a BDAT sequence is under way: nothing but BDAT or RSET may follow (RFC 3030 section 2)."""
         return self.content is not None or self.chunks_failed
+
+    def add(self, recipient: Address) -> bool:
+        """Write a recipient on the envelope, or return False: it is there already."""
+        recipients = self.envelope.rcpt_to
+        if recipients:
+            if self._named is None:  # a set to search in: most messages have one recipient, and need none
+                self._named = set(recipients)
+            if recipient in self._named:
+                return False
+            self._named.add(recipient)
+        recipients.append(recipient)
+        return True
+
+    def take_back(self) -> None:
+        """Strike out the recipient that was added last."""
+        recipient = self.envelope.rcpt_to.pop()
+        if self._named is not None:
+            self._named.discard(recipient)
+        self.recipients -= 1
 
     def open_content(self, house: House) -> Content:
         """Make the place for the octets that come now."""
