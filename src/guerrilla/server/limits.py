@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from ipaddress import IPv6Address, ip_address
 
 from guerrilla.smtp.replies import TOO_MANY_CLIENTS, TOO_MANY_CLIENTS_FROM_ADDRESS, Reply
@@ -42,7 +41,7 @@ class Clients:
         self.most = most
         self.per_address = per_address
         self._count = 0
-        self._households: Counter[str] = Counter()
+        self._households: dict[str, int] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -51,19 +50,15 @@ class Clients:
         """Count a connection in, or return why there is no place for it."""
         if self._count >= self.most:
             return TOO_MANY_CLIENTS
-        house = household(address)
-        if self._full(house):
+        if not self._add(household(address)):
             return TOO_MANY_CLIENTS_FROM_ADDRESS
-        self._households[house] += 1
         self._count += 1
         return None
 
     def settle(self, address: str) -> Reply | None:
         """Count a connection that came in under no address for this one; or return why not, and change nothing."""
-        house = household(address)
-        if self._full(house):
+        if not self._add(household(address)):
             return TOO_MANY_CLIENTS_FROM_ADDRESS
-        self._households[house] += 1
         self._remove("")
         return None
 
@@ -72,13 +67,17 @@ class Clients:
         self._count -= 1
         self._remove(household(address))
 
-    def _full(self, house: str) -> bool:
-        return bool(self.per_address and house) and self._households[house] >= self.per_address
+    def _add(self, house: str) -> bool:
+        count = self._households.get(house, 0)
+        if self.per_address and house and count >= self.per_address:
+            return False
+        self._households[house] = count + 1
+        return True
 
     def _remove(self, house: str) -> None:
-        self._households[house] -= 1
-        if not self._households[house]:
-            del self._households[house]
+        count = self._households.pop(house) - 1
+        if count:
+            self._households[house] = count
 
 
 class Memory:

@@ -16,16 +16,17 @@ from guerrilla.server.outbox import Outbox
 from guerrilla.server.policy import Policy
 from guerrilla.server.proxies import read_header
 from guerrilla.server.shared_limits import SharedClients
+from guerrilla.server.sockets import accept
 from guerrilla.server.witness import Witness
 from guerrilla.smtp.replies import SHUTTING_DOWN, TOO_MANY_CLIENTS, Reply
 
 ACCEPT_BURST: Final = 64
 """Connections taken at one time, so that those that are there are served in between."""
-ACCEPT_PAUSE: Final = 0.5
+ACCEPT_PAUSE = 0.5
 """Seconds without accepting, when the system has no descriptor or no memory for another connection."""
-COURTESY: Final = 0.002
+COURTESY = 0.002
 """Seconds for which a process with more than its share of the connections leaves the next ones to the others."""
-MAX_REFUSALS: Final = 1024
+MAX_REFUSALS = 1024
 """Connections beyond the limit that are seen off with patience at the same time; the next are told and cut."""
 READ_SIZE: Final = 262144
 
@@ -103,7 +104,7 @@ class Server:
         if self._shared is not None:
             self._shared.accept(False)
         for listening in self._sockets:
-            accepting = self.loop.remove_reader(listening.fileno())
+            accepting = self._leave_alone(listening)
             if self._shared.ends() if self._shared is not None else accepting:
                 self._take_the_rest(listening)
             listening.close()
@@ -176,7 +177,7 @@ class Server:
         """
         for _ in range(ACCEPT_BURST):
             if self._shared is not None and self._shared.ahead():
-                self.loop.remove_reader(listening.fileno())
+                self._leave_alone(listening)
                 self.loop.call_later(COURTESY, self._take_in_turn, listening)
                 return
             if not self._take(listening):
@@ -197,7 +198,7 @@ class Server:
     def _take(self, listening: socket.socket) -> bool:
         """Take one connection, and return whether there may be another."""
         try:
-            accepted, peer = listening.accept()
+            accepted, peer = accept(listening)
         except BlockingIOError:
             return False
         except OSError as error:
@@ -225,7 +226,6 @@ class Server:
         else:
             self.witness.counters.connections_accepted += 1
             self.witness.counters.connections_open += 1
-        accepted.setblocking(False)
         connection = Connection(self, remote_ip, remote_port, place, refusal, trusted=trusted)
         self.connections.add(connection)
         self._empty.clear()
@@ -261,7 +261,7 @@ class Server:
     def _pause(self, listening: socket.socket, error: OSError) -> None:
         """Out of descriptors or memory: answer those who wait with 421, by the spare descriptor, and rest a moment."""
         self.policy.log.warning("cannot accept connections", listen_interface=self.name, cause=error.strerror)
-        self.loop.remove_reader(listening.fileno())
+        self._leave_alone(listening)
         if error.errno in _CAPACITY and self._spare >= 0:
             os.close(self._spare)
             self._spare = -1
@@ -272,7 +272,7 @@ class Server:
     def _turn_all_away(self, listening: socket.socket) -> None:
         for _ in range(ACCEPT_BURST):
             try:
-                _turn_away(listening.accept()[0], TOO_MANY_CLIENTS)
+                _turn_away(accept(listening)[0], TOO_MANY_CLIENTS)
             except OSError:
                 return
 
@@ -281,6 +281,11 @@ class Server:
             if self._spare < 0:
                 self._spare = _open_spare()
             self.loop.add_reader(listening.fileno(), self._accept, listening)
+
+    def _leave_alone(self, listening: socket.socket) -> bool:
+        """Accept no more from the socket; return whether it was being accepted from."""
+        loop: Any = self.loop  # uvloop's answer may be None, which is no bool
+        return bool(loop.remove_reader(listening.fileno()))
 
     # Time.
 
@@ -295,7 +300,6 @@ class Server:
 def _turn_away(accepted: socket.socket, reply: Reply) -> None:
     """Tell a client why, as far as its socket takes it at once, and cut it off."""
     with accepted, contextlib.suppress(OSError):
-        accepted.setblocking(False)
         accepted.send(reply.wire)
 
 
