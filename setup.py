@@ -31,6 +31,7 @@ COMPILED = [
     "log_records.py",
     "server/connection.py",
     "server/limits.py",
+    "server/listener.py",
     "server/outbox.py",
     "server/policy.py",
     "server/spool.py",
