@@ -104,8 +104,11 @@ def _parse_ordinary(data: bytes) -> tuple[Address, bytes] | None:
     # A domain that is no longer than a label has no label that is too long.
     if len(user) > MAX_LOCAL_PART or len(host) > _MAX_LABEL:
         return None
-    # A hyphen within a domain stands between letters and digits, as a dot does.
-    words = user.translate(_MARKS_AS_LETTERS) + b"." + host.replace(b"-", b".")
+    name = host
+    if 45 in host:
+        # Hyphens within a domain stand between letters and digits, as a dot does; two of them in an A-label (RFC 5890).
+        name = host.replace(b"--", b"-").replace(b"-", b".")
+    words = user.translate(_MARKS_AS_LETTERS) + b"." + name
     for word in words.split(b"."):
         if not word.isalnum():
             return None
