@@ -120,7 +120,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Give the session what has come."""
-        octets = bytes(self._server.read_buffer[:nbytes])
+        octets: bytes = self._server.read_buffer[:nbytes].tobytes()
         if self._handshaking:
             self._early += octets  # decrypted already: the transport knew before we did
             return
