@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from structlog.typing import FilteringBoundLogger
 
 from guerrilla.log import Log
-from guerrilla.log_records import MAX_TEXT
+from guerrilla.log_records import MAX_TEXT, Output, Records, json_line
 
 
 @pytest.fixture
@@ -133,6 +133,26 @@ def test_no_text_whatever_makes_a_second_line_or_an_unprintable_character(
         text = path.read_bytes().decode()
         assert text.endswith("\n")
         assert text[:-1].isprintable()
+
+
+SCALARS = st.text(alphabet=st.sampled_from('ab\\"\n\x7f\x80é\ud800 '), max_size=4) | st.sampled_from(
+    [None, True, 2**70, 1.5, float("nan"), "x" * MAX_TEXT, "x" * (MAX_TEXT + 1), "level", b"a\n"]
+)
+
+
+@given(
+    st.dictionaries(SCALARS.map(str), SCALARS | st.lists(SCALARS) | st.lists(st.lists(SCALARS)), max_size=3), SCALARS
+)
+def test_the_short_way_to_json_writes_what_the_long_one_does(
+    tmp_path_factory: pytest.TempPathFactory, fields: dict[str, Any], event: object
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "log"
+    output = Output(str(path))
+    for render in (json_line, lambda record: json_line(record)):
+        Records(render, output).write("info", event, dict(fields))
+    output.close()
+    short, long = (re.sub(r'"timestamp":"[^"]*"', "", line) for line in path.read_text("utf-8").splitlines())
+    assert short == long
 
 
 def test_what_is_not_printable_is_written_as_its_number(log: Log, path: Path) -> None:

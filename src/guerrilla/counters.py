@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from guerrilla.smtp.replies import Reply
 
@@ -104,7 +104,7 @@ class Counters:
 
     def count_reply(self, reply: Reply) -> None:
         """Count a reply that was sent."""
-        key = (reply.code, reply.enhanced)
+        key: Any = (reply.code, reply.enhanced)  # as a tuple, mypyc would make it anew for each use
         replies = self._replies
         count = replies.get(key)
         if count is None and len(replies) >= MAX_REPLIES:

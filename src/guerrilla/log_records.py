@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import orjson
 import structlog
@@ -25,13 +25,16 @@ MAX_TRACEBACK = 16384
 
 _MAX_DEPTH = 4
 
+_BACKSLASH: Final = 0x5C
+_DELETE: Final = 0x7F
+"""What JSON does not escape, of ASCII, and is not printable."""
+
 # structlog has more methods than there are levels.
 _METHODS = {"warn": "warning", "exception": "error", "fatal": "critical", "msg": "info"}
 
 _RESERVED = frozenset({"level", "timestamp", "event", "exception"})
 
-_MAX_NAMES: Final = 256
-"""Names of fields that are remembered. Programs have few, but one may take them from what strangers sent."""
+_SPECIAL = _RESERVED | {"exc_info"}
 
 _COLOURS = {
     "debug": "\x1b[2m",
@@ -105,9 +108,8 @@ class Records:
 
     def __init__(self, render: Callable[[dict[str, Any]], bytes], output: Output) -> None:
         self._render = render
+        self._json = render is json_line
         self._output = output
-        self._names: dict[str, str] = {}
-        """How the fields are called in a record, by what they were called."""
         self._second = -1
         self._written = ""
         """The latest second, and how it is written: a busy log has many records in one."""
@@ -115,30 +117,38 @@ class Records:
     def write(self, method: str, event: object, fields: dict[str, Any]) -> None:
         """Write what a method of the logger was given."""
         try:
-            line = self._render(self.record(method, event, fields))
+            line = self._plain_line(method, event, fields) or self._render(self.record(method, event, fields))
         except Exception:  # a value that cannot be written must not fail the mail it belongs to
             self._output.dropped += 1
         else:
             self._output.write(line)
 
+    def _plain_line(self, method: str, event: object, fields: dict[str, Any]) -> bytes | None:
+        """Render in JSON what ``record`` would leave as it is, as most is; None if it may have something to do.
+
+        That nothing had to be made safe shows in the line: all of it is ASCII, and nothing was escaped. To look at each
+        text would take longer than all else.
+        """
+        if not (self._json and _is_short(event) and _SPECIAL.isdisjoint(fields)):
+            return None
+        record = {"level": _METHODS.get(method, method), "timestamp": self._timestamp(), "event": event}
+        for name, value in fields.items():
+            if len(name) > MAX_TEXT or not _is_short(value):
+                return None
+            record[name] = value
+        line = json_line(record)
+        return line if line.isascii() and _BACKSLASH not in line and _DELETE not in line else None
+
     def record(self, method: str, event: object, fields: dict[str, Any]) -> dict[str, Any]:
         """Return level, time, event, then the fields, all of it safe to print."""
         traceback = _traceback(fields) if "exc_info" in fields else ""
         record = {"level": _METHODS.get(method, method), "timestamp": self._timestamp(), "event": _safe(event)}
-        names = self._names
         for name, value in fields.items():
-            record[names[name] if name in names else self._name(name)] = _safe(value)
+            name = _escaped(name)
+            record[name + "_" if name in _RESERVED else name] = _safe(value)
         if traceback:
             record["exception"] = traceback
         return record
-
-    def _name(self, given: str) -> str:
-        name = _escaped(given)
-        if name in _RESERVED:
-            name += "_"
-        if len(self._names) < _MAX_NAMES and len(given) <= MAX_TEXT:
-            self._names[given] = name
-        return name
 
     def _timestamp(self) -> str:
         """Return the time in UTC, in milliseconds."""
@@ -148,6 +158,18 @@ class Records:
             self._second = second
             self._written = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
         return self._written + str(1000 + milliseconds % 1000)[1:] + "Z"
+
+
+def _is_short(value: object) -> bool:
+    """Tell whether JSON writes the value as ``_safe`` would have it, but for what is not printable."""
+    kind = type(value)
+    if kind is str:
+        return len(cast(str, value)) <= MAX_TEXT
+    if kind is int or kind is bool or value is None:
+        return True
+    if kind is float:
+        return math.isfinite(cast(float, value))
+    return kind is list and all(type(item) is str and len(item) <= MAX_TEXT for item in cast(list[object], value))
 
 
 def _traceback(fields: dict[str, Any]) -> str:
