@@ -68,6 +68,8 @@ class Batcher(Generic[ItemT]):
         self._unwanted: list[ItemT] = []
         self._expected = 0
         """How many may come: those of the last batch again, and those who came while it was committed."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Remembered, since to ask for it asks the system for the number of the process."""
         self._runner: asyncio.Task[None] | None = None
         self._cut = False
         """Whether the runner was cancelled by us, to cut a commit short."""
@@ -81,7 +83,9 @@ class Batcher(Generic[ItemT]):
         """
         if self._closed:
             raise RuntimeError("the batcher is closed")
-        outcome = asyncio.get_running_loop().create_future()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        outcome = self._loop.create_future()
         self._waiting.append(_Entry(item, outcome))
         self._wake()
         try:

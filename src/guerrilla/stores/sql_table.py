@@ -8,6 +8,8 @@ Nothing here knows of connections.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from datetime import datetime
 from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
@@ -33,6 +35,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.schema import CreateIndex, CreateTable, ExecutableDDLElement
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.types import TypeEngine
 
 from guerrilla.stores.dsn import Kind, kind_of
 
@@ -155,7 +158,7 @@ class DriverInsert:
         self.text = str(compiled)
         self._marks = self.text.rpartition(" VALUES ")[2]
         self._values = itemgetter(*order)
-        adapt = [columns[name].type.dialect_impl(dialect).bind_processor(dialect) for name in order]
+        adapt = [_adapter(columns[name].type, dialect) for name in order]
         self._adapt = [(at, each) for at, each in enumerate(adapt) if each is not None]
 
     def text_of(self, rows: int) -> str:
@@ -168,6 +171,17 @@ class DriverInsert:
         for at, adapt in self._adapt:
             values[at] = adapt(values[at])
         return tuple(values)
+
+
+def _adapter(kind: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
+    """Return what makes of a value what the driver takes, if anything has to be made of it."""
+    if isinstance(kind, DateTime) and dialect.name == "sqlite":
+        return _written  # the same text as SQLAlchemy makes, in a third of the time
+    return kind.dialect_impl(dialect).bind_processor(dialect)
+
+
+def _written(moment: datetime) -> str:
+    return moment.isoformat(" ", "microseconds")
 
 
 def _with_names(values: str) -> str:
