@@ -413,3 +413,28 @@ def test_two_dialogues_share_nothing() -> None:
     one.say("DATA", ".").expect("354", "250")
     assert other.envelopes == []
     assert isinstance(one.envelopes[0], Envelope)
+
+
+@pytest.mark.parametrize("refused", ["", "one", "two"])
+def test_a_recipient_that_a_processor_has_renamed_is_known_by_what_the_client_called_it(refused: str) -> None:
+    """Named twice, it gets the message once; refused and named again, it is asked for anew, never said to be kept."""
+    asked = []
+
+    def rename(question: Question) -> Reply:
+        if isinstance(question, MessageReceived):
+            return queued("x")
+        recipients = question.envelope.rcpt_to
+        name = recipients[-1].user
+        asked.append(name)
+        recipients[-1] = Address(f"real-{name}", "y.test")
+        return NO_SUCH_USER if name == refused else RECIPIENT_OK
+
+    names = ["one", "one", "two", "two", "one"]
+    dialogue = greeted(validates=True, decide=rename).say("MAIL FROM:<a@x.test>").expect("250")
+    for name in names:
+        dialogue.say(f"RCPT TO:<{name}@y.test>").expect("550" if name == refused else "250")
+    dialogue.say("DATA", ".").expect("354", "250")
+    assert [recipient.user for recipient in dialogue.envelopes[0].rcpt_to] == [
+        f"real-{name}" for name in ("one", "two") if name != refused
+    ]
+    assert len(asked) == {"": 2, "one": 4, "two": 3}[refused]

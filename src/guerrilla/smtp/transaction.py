@@ -17,14 +17,17 @@ from guerrilla.smtp.settings import House, Settings
 class Transaction:
     """What was said since MAIL was accepted."""
 
-    __slots__ = ("_named", "_settings", "chunks_failed", "content", "envelope", "overshoot", "reader", "recipients")
+    __slots__ = (
+        "_latest", "_named", "_settings", "chunks_failed", "content", "envelope", "overshoot", "reader", "recipients",
+    )  # fmt: skip
 
     def __init__(self, envelope: Envelope, settings: Settings) -> None:
         self._settings = settings
         self.envelope = envelope
         self.recipients = 0
         """RCPT commands that were accepted, those that repeat a recipient included."""
-        self._named: set[Address] | None = None
+        self._latest: Address | None = None
+        self._named: set[Address | None] | None = None
         self.overshoot = 0
         """RCPT commands beyond the limit."""
         self.content: Content | None = None
@@ -38,23 +41,28 @@ class Transaction:
         return self.content is not None or self.chunks_failed
 
     def add(self, recipient: Address) -> bool:
-        """Write a recipient on the envelope, or return False: it is there already."""
-        recipients = self.envelope.rcpt_to
-        if recipients:
+        """Write a recipient on the envelope, or return False: it was named before.
+
+        What a processor makes of it there is the processor's: it is known again by what the client has called it.
+        """
+        if self._latest is not None:
             if self._named is None:  # a set to search in: most messages have one recipient, and need none
-                self._named = set(recipients)
+                self._named = {self._latest}
             if recipient in self._named:
                 return False
             self._named.add(recipient)
-        recipients.append(recipient)
+        self._latest = recipient
+        self.envelope.rcpt_to.append(recipient)
         return True
 
     def take_back(self) -> None:
         """Strike out the recipient that was added last."""
-        recipient = self.envelope.rcpt_to.pop()
-        if self._named is not None:
-            self._named.discard(recipient)
+        self.envelope.rcpt_to.pop()
         self.recipients -= 1
+        if self._named is None:
+            self._latest = None
+        else:
+            self._named.discard(self._latest)
 
     def open_content(self, house: House) -> Content:
         """Make the place for the octets that come now."""
