@@ -10,6 +10,7 @@ import pty
 import re
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,25 @@ def test_the_time_is_the_record_s_own(log: Log, path: Path, monkeypatch: pytest.
         "2023-11-14T22:13:21.004Z",
         "2023-11-14T22:13:19.000Z",
     ]
+
+
+def test_who_writes_while_another_thread_turns_to_a_new_second_has_a_time_of_its_own(
+    log: Log, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other thread is one that the interpreter lets run just then: it is in the middle of strftime."""
+    begin = time.strftime
+    inner = [True]
+
+    def interrupted(form: str, moment: time.struct_time) -> str:
+        if inner:
+            inner.clear()
+            log.logger.info("inner")
+        return begin(form, moment)
+
+    monkeypatch.setattr("guerrilla.log_records.time.time_ns", lambda: 1_700_000_000_005_000_000)
+    monkeypatch.setattr("guerrilla.log_records.time.strftime", interrupted)
+    log.logger.info("outer")
+    assert [record["timestamp"] for record in records(path)] == ["2023-11-14T22:13:20.005Z"] * 2
 
 
 def test_a_text_or_number_of_another_class_is_written_as_what_it_is(log: Log, path: Path) -> None:

@@ -110,8 +110,7 @@ class Records:
         self._render = render
         self._json = render is json_line
         self._output = output
-        self._second = -1
-        self._written = ""
+        self._second = (-1, "")
         """The latest second, and how it is written: a busy log has many records in one."""
 
     def write(self, method: str, event: object, fields: dict[str, Any]) -> None:
@@ -154,10 +153,11 @@ class Records:
         """Return the time in UTC, in milliseconds."""
         milliseconds = time.time_ns() // 1_000_000
         second = milliseconds // 1000
-        if second != self._second:
-            self._second = second
-            self._written = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
-        return self._written + str(1000 + milliseconds % 1000)[1:] + "Z"
+        latest, written = self._second  # the two in one: threads write here, each in a second of its own
+        if second != latest:
+            written = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
+            self._second = second, written
+        return written + str(1000 + milliseconds % 1000)[1:] + "Z"
 
 
 def _is_short(value: object) -> bool:
