@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from guerrilla.envelope import Address, Envelope
+from guerrilla.envelope import EPOCH, Address, Envelope
 from guerrilla.trace_header import Dates, trace_header
 
 DATE = "Sat, 03 Feb 2024 04:05:06 +0000"
@@ -20,6 +20,7 @@ RECIPIENT = Address("jörg", "example.com")
         ({"rcpt_to": (RECIPIENT,)}, {"rcpt_to": [RECIPIENT]}),
         ({"hashes": ("k1", "k2")}, {"hashes": ["k1", "k2"]}),
         ({"hashes": None}, {"hashes": []}),
+        ({"hashes": [None], "queued_id": ""}, {"hashes": [], "queued_id": ""}),
         ({"esmtp": 1, "tls": "yes", "smtputf8": 1}, {"esmtp": True, "tls": object(), "smtputf8": True}),
         ({"esmtp": "", "smtputf8": None}, {"esmtp": False, "smtputf8": False}),
     ],
@@ -39,6 +40,12 @@ def test_a_date_is_that_of_its_moment_whatever_was_written_before(zone: timezone
     assert [dates.write(moment.astimezone(zone)) for moment in moments] == [
         moment.strftime("%a, %d %b %Y %H:%M:%S +0000") for moment in moments
     ]
+
+
+def test_the_first_and_the_last_second_that_there_are_have_a_date() -> None:
+    dates = Dates()
+    assert dates.write(EPOCH) == "Thu, 01 Jan 1970 00:00:00 +0000"
+    assert dates.write(datetime.max.replace(tzinfo=UTC)) == "Fri, 31 Dec 9999 23:59:59 +0000"
 
 
 def test_a_moment_without_a_zone_is_one_of_this_machine() -> None:

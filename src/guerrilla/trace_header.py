@@ -7,7 +7,7 @@ a processor may have put a tuple or a number where a list or a bool belongs.
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from ipaddress import ip_address
 from socket import AF_INET, inet_pton
 from typing import Any, Final
@@ -26,8 +26,6 @@ _BREAKS_HELO: Final = re.compile(r"[\s()<>@,;\\\"]")
 _MAX_TEXT: Final = 400
 """Octets of one text on a line, at most two a line: RFC 5322 section 2.1.1 allows 998. Valid ones are shorter."""
 
-_SECOND: Final = timedelta(seconds=1)
-
 
 class Dates:
     """Writes dates as RFC 5322 section 3.3 has them, in UTC. It remembers the latest second: much mail comes in one."""
@@ -36,16 +34,16 @@ class Dates:
 
     def __init__(self) -> None:
         self._begin = self._end = EPOCH
-        self._written = ""
+        self._written = _date(EPOCH)
 
     def write(self, moment: datetime) -> str:
         """Return the date."""
         if moment.tzinfo is not UTC:
             return _date(moment)
-        if not self._begin <= moment < self._end:
+        if not self._begin <= moment <= self._end:
             self._written = _date(moment)
             self._begin = moment.replace(microsecond=0)
-            self._end = self._begin + _SECOND
+            self._end = moment.replace(microsecond=999_999)
         return self._written
 
 
@@ -64,7 +62,7 @@ def _received(envelope: Any, host: str, date: str, utf8: bool) -> str:
     The recipient stands in it only if there is one: several would tell each of the others (RFC 5321 section 7.2).
     """
     helo = _BREAKS_HELO.sub("?", _text(envelope.helo, utf8)) or "unknown"
-    name: str = envelope.hashes[0] if envelope.hashes else envelope.queued_id  # a store tells the client the first hash
+    name = envelope.hashes[0] if envelope.hashes else envelope.queued_id  # a store tells the client the first hash
     named = f" id {_text(name, utf8)}" if name else ""
     meant = f"\r\n\tfor <{_text(str(envelope.rcpt_to[0]), utf8)}>" if len(envelope.rcpt_to) == 1 else ""
     return (
