@@ -438,3 +438,10 @@ def test_a_recipient_that_a_processor_has_renamed_is_known_by_what_the_client_ca
         f"real-{name}" for name in ("one", "two") if name != refused
     ]
     assert len(asked) == {"": 2, "one": 4, "two": 3}[refused]
+
+
+def test_an_event_that_asks_is_a_value_a_driver_may_keep_in_a_set() -> None:
+    first, second = Envelope(), Envelope()
+    events = {kind(envelope) for kind in (RcptReceived, MessageReceived) for envelope in (first, second, first)}
+    assert len(events) == 4
+    assert RcptReceived(first) in events

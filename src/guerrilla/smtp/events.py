@@ -8,10 +8,11 @@ from typing import Final, TypeAlias
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import Reply
 
-# Each message has one of these: their __init__ is written out, since that of a dataclass is not compiled.
+# Each message has one of these: their __init__ is written out, since that of a dataclass is not compiled, and it could
+# not write to what is frozen. What is Final does not change, so that they have a hash all the same.
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class RcptReceived:
     """RCPT has named a recipient, now the last of the envelope: answer with ``reply``. Nothing is parsed until then."""
 
@@ -21,7 +22,7 @@ class RcptReceived:
         self.envelope = envelope
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class MessageReceived:
     """The whole message is here: answer with ``reply``. Nothing is parsed until then."""
 
