@@ -16,6 +16,7 @@ from guerrilla.smtp.replies import BARE_NEWLINE, MESSAGE_TOO_LARGE, Reply
 _SMALL: Final = 4096
 """Octets below which a piece is joined to others: as an object of its own it would cost more than it holds."""
 _END_OF_DATA: Final = b"\r\n.\r\n"
+_DOT: Final = 0x2E
 _LEADING_DOT: Final = re.compile(rb"\.(?<=\r\n\.)")
 _ANY_NEWLINE = re.compile(rb"\r\n|\r|\n")
 
@@ -174,7 +175,9 @@ class DotReader:
     def feed(self, octets: bytes) -> int:
         """Take octets; return how many of them belong to the message, or -1 if its end has not come."""
         held = self._held
-        block = held + octets
+        if self._skip and len(held) == self._skip and octets and octets[0] != _DOT:
+            held, self._skip = b"", 0  # the CRLF of the command is half of no end, and no content
+        block = held + octets if held else octets
         dotted = _leading_dot(block)
         # In most messages the first dot of a line is that of the end.
         end = dotted if block[dotted:] == _END_OF_DATA else block.find(_END_OF_DATA, dotted)
