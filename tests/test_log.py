@@ -117,6 +117,22 @@ def test_a_text_or_number_of_another_class_is_written_as_what_it_is(log: Log, pa
     assert (record["event"], record["name"], record["number"], record["yes"]) == ("a b", "x\\x0ay", 200, True)
 
 
+@pytest.mark.parametrize("number", [2**63, 2**64 - 1, 2**64, -(2**63) - 1, 10**50])
+def test_a_number_that_is_larger_than_machines_have_is_written_all_the_same(log: Log, path: Path, number: int) -> None:
+    log.logger.info("a", number=number, deep=[{"ä": number}])
+    (record,) = records(path)
+    assert (record["number"], record["deep"]) == (number, [{"ä": number}])
+
+
+def test_more_names_of_fields_than_are_remembered_are_written_as_they_are(log: Log, path: Path) -> None:
+    fields = {f"n{number}\n": number for number in range(600)}
+    for _ in range(2):
+        log.logger.info("a", **fields, level="mine")
+    expected = {f"n{number}\\x0a": number for number in range(600)} | {"level": "info", "level_": "mine"}
+    for record in records(path):
+        assert {name: value for name, value in record.items() if name not in ("timestamp", "event")} == expected
+
+
 def test_what_is_below_the_level_is_not_written(path: Path) -> None:
     log = Log(str(path), "warning")
     log.logger.info("a")
