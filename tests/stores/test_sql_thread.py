@@ -99,6 +99,20 @@ async def test_ends_and_begins() -> None:
     assert not workers()
 
 
+async def test_thread_that_cannot_start(thread: WorkThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the system has no thread to give, that is said, and the next piece of work tries again."""
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="can't start"):
+            await thread.do(lambda: 1)
+    async with asyncio.timeout(5):
+        assert await thread.do(lambda: 1) == 1
+
+
 def test_loop_that_is_closed() -> None:
     """When the loop has ended in the meantime, nobody waits; the thread goes on all the same."""
     thread = WorkThread("worker")

@@ -54,8 +54,9 @@ class WorkThread:
         if self._thread is None:
             self._work = SimpleQueue()  # a thread that is about to end may still read the last one
             # It does not hold a process that ends without ``end``: what is not committed is not kept.
-            self._thread = Thread(target=_run, args=(self._work,), name=self._name, daemon=True)
-            self._thread.start()
+            thread = Thread(target=_run, args=(self._work,), name=self._name, daemon=True)
+            thread.start()  # which may fail: then the next piece of work has to try again
+            self._thread = thread
         self._work.put(work)
 
 
