@@ -417,6 +417,20 @@ async def test_refused_alone(opened: Store, path: Path, log: LogCapture) -> None
     ]
 
 
+async def test_refused_by_commit(opened: Store, path: Path) -> None:
+    """What only COMMIT refuses is not there either, does not come with the next message, and does not keep it away."""
+    async with opened() as sql:
+        await sql.writer.database.run(lambda connection: driver_of(connection).execute("PRAGMA foreign_keys = ON"))
+        await execute(path, "CREATE TABLE t (x REFERENCES new_mail (mail_id) DEFERRABLE INITIALLY DEFERRED)")
+        await execute(
+            path,
+            "CREATE TRIGGER t AFTER INSERT ON new_mail WHEN new.subject = 'bad' BEGIN INSERT INTO t VALUES (-1); END",
+        )
+        assert await sql.save_mail(mail(subject="bad"), following) is LOCAL_ERROR
+        assert await sql.save_mail(mail(subject="good"), following) is OK
+        assert await execute(path, "SELECT subject FROM new_mail") == [("good",)]
+
+
 async def test_all_recipients_or_none(opened: Store, path: Path) -> None:
     """When the row of one recipient is refused, none is stored."""
     async with opened() as sql:

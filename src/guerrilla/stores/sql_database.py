@@ -179,8 +179,8 @@ class Database:
             self._disconnect()
             raise
         finally:
-            if connection.in_transaction():
-                connection.rollback()
+            if not connection.closed:
+                _end_transaction(connection)
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -313,6 +313,17 @@ def execute_embedded(connection: Connection, statement: str, values: Sequence[An
         raise DBAPIError.instance(
             None, None, error, sqlite3.Error, hide_parameters=True, dialect=connection.dialect
         ) from error
+
+
+def _end_transaction(connection: Connection) -> None:
+    """Roll back what is not committed, also if COMMIT has failed.
+
+    SQLAlchemy lets no other transaction begin then before it is told so, but rolls nothing back; and SQLite may have
+    left it open, to be committed with the next.
+    """
+    connection.rollback()
+    driver: Any = connection.connection.driver_connection
+    driver.rollback()
 
 
 def checkpoint(connection: Connection) -> None:
