@@ -431,6 +431,19 @@ async def test_refused_by_commit(opened: Store, path: Path) -> None:
         assert await execute(path, "SELECT subject FROM new_mail") == [("good",)]
 
 
+async def test_conflicts_are_the_business_of_a_trigger(opened: Store, path: Path) -> None:
+    """A trigger that notes each sender once with INSERT OR IGNORE keeps no mail away."""
+    async with opened() as sql:
+        await execute(path, "CREATE TABLE t (x UNIQUE)")
+        await execute(
+            path,
+            "CREATE TRIGGER t AFTER INSERT ON new_mail BEGIN INSERT OR IGNORE INTO t VALUES (new.`from`); END",
+        )
+        for _ in range(2):
+            assert await sql.save_mail(mail(b"x", "a", "b"), following) is OK
+        assert await execute(path, "SELECT x FROM t") == [("s@example.org",)]
+
+
 async def test_all_recipients_or_none(opened: Store, path: Path) -> None:
     """When the row of one recipient is refused, none is stored."""
     async with opened() as sql:

@@ -345,11 +345,14 @@ def _greet_sqlite(connection: Any, _: object) -> None:
     """Set up a connection: a write-ahead log that is on disk when COMMIT returns, and five seconds for a lock.
 
     A new file gets pages of 8,192 octets, each of which holds several messages of usual size, and not one and a half.
+    A statement of several rows notes what it changes, to undo it alone: in memory, not in a temporary file. To have it
+    note nothing (OR ROLLBACK) would also overrule what a trigger's own statements, or the table, say of conflicts.
     """
     cursor = connection.cursor()
     try:
         cursor.execute("PRAGMA busy_timeout = 5000")
         cursor.execute("PRAGMA page_size = 8192")
+        cursor.execute("PRAGMA temp_store = MEMORY")
         _use_write_ahead_log(cursor)
         cursor.execute("PRAGMA synchronous = FULL")
     finally:

@@ -129,7 +129,7 @@ def insertion(table: Table, kind: Kind, sql_insert: str = "", sql_values: str = 
         ValueError: if the placeholders are not as many as the values.
     """
     if not sql_insert and not sql_values:
-        return insert(table).inline().prefix_with("OR ROLLBACK", dialect="sqlite")
+        return insert(table).inline()
     # In the order of the Go program's statement, in which "to" stands before "from".
     columns = ["date", "to", "from", *(column.name for column in list(table.columns)[4:])]
     if not sql_insert:
