@@ -274,6 +274,18 @@ async def test_group_commit(opened: Store, path: Path) -> None:
     assert {row[0] for row in await execute(path, "SELECT mail FROM new_mail")} == {b"%d" % n for n in range(50)}
 
 
+async def test_statements_are_short(opened: Store, path: Path) -> None:
+    """Messages that are not small share a transaction, but no statement: the driver would hold on to all of them."""
+    statements: list[str] = []
+    async with opened() as sql:
+        await sql.writer.database.run(lambda connection: driver_of(connection).set_trace_callback(statements.append))
+        replies = await asyncio.gather(*(sql.save_mail(mail(b"x" * 100_000), following) for _ in range(8)))
+        assert {*replies} == {OK}
+    words = [statement.split()[0] for statement in statements]
+    assert (words.count("INSERT"), words.count("COMMIT")) == (4, 1)
+    assert await count(path) == 8
+
+
 async def test_committed_before_passed_on(opened: Store, path: Path) -> None:
     """When the next processor runs, another connection sees the row."""
     seen = []

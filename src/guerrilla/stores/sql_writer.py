@@ -47,6 +47,10 @@ _ATTEMPTS: Final = 3
 _MAX_STATEMENT: Final = 1 << 20
 """Octets of mail in one INSERT, and so in memory at a time; a larger message is alone in its own."""
 
+_MAX_EMBEDDED: Final = 1 << 18
+"""The same for SQLite, whose driver goes on holding what each of its statements was given last, for every number of
+rows one."""
+
 _ROW_OVERHEAD: Final = 10_000
 """Octets, at most, that the other columns of a row take in a statement: their widths, in UTF-8."""
 
@@ -381,7 +385,7 @@ class _Writing:
     def _write(self, connection: Connection) -> None:
         """Insert all rows, in statements that the server takes; the octets of a message are had only for its own."""
         packet = max_packet_of(connection)
-        limit = min(_MAX_STATEMENT, packet // 4)
+        limit = min(_MAX_EMBEDDED if self._writer.database.kind == "sqlite" else _MAX_STATEMENT, packet // 4)
         rows: list[Row] = []
         size = 0
         for letter in self._letters:
