@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError
-from tests.stores.sql_databases import EmptyDatabase
+from tests.stores.sql_databases import EmptyDatabase, empty_database
 
 from guerrilla.stores.sql_database import Database, Session, Verdict, cause_of, judge, session_of
 
@@ -103,6 +105,32 @@ async def test_max_open(networked: EmptyDatabase, pool: Database) -> None:
     event.listen(pool.engine, "connect", lambda *_: opened.append(_))
     await asyncio.gather(*(pool.run(ask) for _ in range(20)))
     assert len(opened) == 2
+
+
+async def test_closing_is_cancelled(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """A close that is cancelled while SQLite is busy leaves no thread behind, and no open file."""
+    empty = empty_database("sqlite", request, tmp_path)
+    Path(empty.place).touch()
+    database = Database(empty.dsn)
+    connections: list[Connection] = []
+    go_on = threading.Event()
+
+    def work(connection: Connection) -> None:
+        connections.append(connection)
+        assert go_on.wait(10)
+
+    working = asyncio.create_task(database.run(work))
+    while not connections:
+        await asyncio.sleep(0.01)
+    closing = asyncio.create_task(database.close())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.wait((working, closing))
+    assert closing.cancelled()
+    assert connections[0].closed
+    assert "sqlite" not in {thread.name for thread in threading.enumerate()}
 
 
 async def test_values_that_are_refused(networked: EmptyDatabase, pool: Database) -> None:

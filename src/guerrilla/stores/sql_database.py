@@ -161,8 +161,10 @@ class Database:
         if self._thread is None:
             await greenlet_spawn(self.engine.dispose)
         else:
-            await self._thread.do(self._disconnect)
-            await self._thread.end()
+            try:
+                await self._thread.do(self._disconnect)
+            finally:  # also if we are cancelled: nobody else would end it
+                await self._thread.end()
 
     def _run_embedded(self, work: Callable[[Connection], ResultT]) -> ResultT:
         """Do the work on the connection of SQLite, in its thread."""
