@@ -13,7 +13,8 @@ from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError
 from tests.stores.sql_databases import EmptyDatabase, empty_database
 
-from guerrilla.stores.sql_database import Database, Session, Verdict, cause_of, judge, session_of
+from guerrilla.stores.sql_database import Database, Session, session_of
+from guerrilla.stores.sql_errors import Verdict, cause_of, judge
 
 SLEEP = {"mysql": "SELECT SLEEP(60)", "postgres": "SELECT pg_sleep(60)"}
 

@@ -14,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 from tests.stores.sql_databases import EmptyDatabase, Letters, empty_database
 
 from guerrilla.envelope import Envelope
-from guerrilla.stores.sql_database import Verdict
+from guerrilla.stores.sql_errors import Verdict
 from guerrilla.stores.sql_writer import NotKeptError, SqlWriter
 
 

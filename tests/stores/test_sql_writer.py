@@ -21,7 +21,8 @@ from tests.private_servers.process import wait_until
 from tests.stores.sql_databases import EmptyDatabase, Letters, empty_database
 
 from guerrilla.envelope import Envelope
-from guerrilla.stores.sql_database import Database, Verdict
+from guerrilla.stores.sql_database import Database
+from guerrilla.stores.sql_errors import Verdict
 from guerrilla.stores.sql_writer import NotKeptError, SqlWriter
 
 Opened: TypeAlias = Callable[..., AbstractAsyncContextManager[SqlWriter]]

@@ -9,7 +9,7 @@ from structlog.typing import FilteringBoundLogger
 from guerrilla.backends.base import CallNext
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR, STORAGE_NOT_AVAILABLE, Reply
-from guerrilla.stores.sql_database import Verdict
+from guerrilla.stores.sql_errors import Verdict
 from guerrilla.stores.sql_writer import NotKeptError, SqlWriter
 
 # Whatever it is, the sender did not do it: another server, or a mended one, may take the message.

@@ -13,7 +13,8 @@ from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
-from guerrilla.stores.sql_database import Session, cause_of
+from guerrilla.stores.sql_database import Session
+from guerrilla.stores.sql_errors import cause_of
 
 _MAX_ROWS: Final = 100_000
 """Rows that may wait to be removed; some 20 MB. With so many nothing more is stored, and so none has to be added."""

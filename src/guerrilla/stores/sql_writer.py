@@ -24,19 +24,15 @@ from guerrilla.backends.batch import Batcher, BatchRefusedError
 from guerrilla.envelope import Envelope
 from guerrilla.stores.dsn import Dsn
 from guerrilla.stores.sql_database import (
-    STORE_ERRORS,
     Database,
     Session,
-    Verdict,
-    cause_of,
     checkpoint,
     execute_embedded,
-    judge,
     make_sqlite_file,
     max_packet_of,
-    rolled_back,
     session_of,
 )
+from guerrilla.stores.sql_errors import STORE_ERRORS, Verdict, cause_of, judge, rolled_back
 from guerrilla.stores.sql_letter import Letter
 from guerrilla.stores.sql_removal import Removal, Remover
 from guerrilla.stores.sql_table import DriverInsert, Row, insertion, mail_table
