@@ -1,8 +1,8 @@
 """How long a client waits for its 250, at half of what the server can take.
 
 Messages are begun by the clock and not by the answers, so a slow answer does not keep the next message away. What the
-server can take is what a full second of its processor is good for, measured just before. One client begins a third
-of that at most, so there are two; the waiting times are those of the one that has waited longer.
+server can take is what a full second of its processor is good for, measured just before. One client does not begin
+as many, so there are two; the waiting times are those of the one that has waited longer.
 """
 
 from __future__ import annotations
