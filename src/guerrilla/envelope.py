@@ -76,7 +76,7 @@ def mailbox(user: str, host: str) -> Address:
     draft.ip = None
     draft.route = ()
     draft.__class__ = Address
-    return draft  # type: ignore[no-any-return]
+    return draft  # type: ignore[no-any-return]  # it is an Address by now
 
 
 NULL_PATH = Address()

@@ -116,7 +116,7 @@ class _DirectInfo(_Direct):
 
     def info(self, event: str, *arguments: Any, **fields: Any) -> None:
         if arguments:
-            super().info(event, *arguments, **fields)  # type: ignore[misc]
+            super().info(event, *arguments, **fields)  # type: ignore[misc]  # of the class beside it
         else:
             self._logger.write("info", event, self._context | fields if self._context else fields)
 

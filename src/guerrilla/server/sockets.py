@@ -34,13 +34,13 @@ class Accepted(socket.socket):
     """
 
     __slots__ = ()
-    family = socket.SocketType.family  # type: ignore[assignment]
-    type = socket.SocketType.type  # type: ignore[assignment]
+    family = socket.SocketType.family  # type: ignore[assignment]  # numbers, no members
+    type = socket.SocketType.type  # type: ignore[assignment]  # as above
 
 
 def accept(listening: socket.socket) -> tuple[Accepted, Any]:
     """Do what ``listening.accept()`` does. The socket does not block."""
-    descriptor, peer = listening._accept()  # type: ignore[attr-defined]
+    descriptor, peer = listening._accept()  # type: ignore[attr-defined]  # what accept() itself calls
     family, kind = Accepted.family.__get__(listening), Accepted.type.__get__(listening)
     accepted = Accepted(family, kind, listening.proto, descriptor)
     accepted.setblocking(False)

@@ -182,7 +182,7 @@ def _ready(code: int, enhanced: str, text: str, wire: bytes) -> Reply:
     draft.text = text
     draft.wire = wire
     draft.__class__ = Reply
-    return draft  # type: ignore[no-any-return]
+    return draft  # type: ignore[no-any-return]  # it is a Reply by now
 
 
 def greeting(host_name: str) -> Reply:
