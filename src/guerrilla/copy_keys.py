@@ -1,5 +1,8 @@
 """The keys of a message's copies: 32 hexadecimal digits for each recipient.
 
+A key begins with the time of the message, as its queue id does: so an index of keys grows at its end. Were they chance
+alone, each message would have a page in the middle of it to change.
+
 The envelope is Any: compiled code holds to types, and a processor may have put a tuple where a list belongs.
 """
 
@@ -8,30 +11,34 @@ from __future__ import annotations
 from hashlib import blake2s
 from typing import Any, Final
 
-_DIGEST_SIZE: Final = 16
-"""Octets: written as 32 hexadecimal digits, as wide as the column that the Go program's tables have for it."""
+_DIGITS: Final = 32
+"""Of a key: as wide as the column that the Go program's tables have for it."""
 
-_BLANK: Final = blake2s(digest_size=_DIGEST_SIZE, usedforsecurity=False)
-"""What each key begins as: to copy it is quicker than to make one. Nothing is added to it."""
+_TIME_DIGITS: Final = 12
+"""Of these, the ones that the queue id begins with: its time in milliseconds. The other 20 are 80 bits of a digest."""
+
+_HEXADECIMAL: Final = frozenset("0123456789abcdef")
+
+_BLANK: Final = blake2s(digest_size=_DIGITS // 2, usedforsecurity=False)
+"""What each digest begins as: to copy it is quicker than to make one. Nothing is added to it."""
 
 
 def copy_keys(envelope: Any) -> list[str]:
-    """Return a key per recipient, in their order: made of the transaction, the sender, the subject and that one."""
-    message = _BLANK.copy()
-    message.update(_field(envelope.queued_id) + _field(str(envelope.mail_from)) + _field(envelope.subject))
+    """Return a key per recipient, in their order: made of the transaction, the sender, the subject and that one.
+
+    A queue id that a program has made in its own way may begin with no time: then the whole key is the digest.
+    """
+    queued_id: str = envelope.queued_id
+    sender = str(envelope.mail_from)
+    subject: str = envelope.subject
+    time = queued_id[:_TIME_DIGITS]
+    if not _HEXADECIMAL.issuperset(time):
+        time = ""
+    # Each text with its length in front, so that no two of them run into one another.
+    message = f"{len(queued_id)}:{queued_id}{len(sender)}:{sender}{len(subject)}:{subject}"
     keys = []
     for recipient in envelope.rcpt_to:
-        copy = message.copy()
-        copy.update(_octets(str(recipient)))
-        keys.append(copy.hexdigest())
+        digest = _BLANK.copy()
+        digest.update((message + str(recipient)).encode("utf-8", "surrogatepass"))
+        keys.append((time + digest.hexdigest())[:_DIGITS])
     return keys
-
-
-def _field(text: str) -> bytes:
-    """Return the octets of a text with their number in front, so that no two fields run into one another."""
-    octets = _octets(text)
-    return b"%d:%b" % (len(octets), octets)
-
-
-def _octets(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")

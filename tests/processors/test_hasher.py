@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from guerrilla.backends.gateway import _Ids
 from guerrilla.backends.processor import ProcessorConfig
 from guerrilla.envelope import Address, Envelope
 from guerrilla.processors.hasher import Hasher
@@ -31,6 +32,20 @@ async def test_one_hash_per_recipient() -> None:
     """Each recipient has its own key of 32 hexadecimal digits."""
     hashes = await hashes_of("a", "b", "c")
     assert len(set(hashes)) == 3
+    assert all(re.fullmatch("[0-9a-f]{32}", key) for key in hashes)
+
+
+async def test_keys_sort_by_age() -> None:
+    """A key begins with the time that the queue id begins with, so that an index of keys grows at its end."""
+    queued_id = _Ids().next()
+    assert [key[:12] for key in await hashes_of("a", "b", queued_id=queued_id)] == [queued_id[:12]] * 2
+
+
+@pytest.mark.parametrize("queued_id", ["", "q1", "ABCDEF012345x", "0123 4567 89ab", "<>\r\n", "\ud800"])
+async def test_a_queue_id_of_another_kind(queued_id: str) -> None:
+    """A queue id that does not begin with hexadecimal digits leaves nothing of itself in the key."""
+    hashes = await hashes_of("a", "b", queued_id=queued_id)
+    assert len(set(hashes)) == 2
     assert all(re.fullmatch("[0-9a-f]{32}", key) for key in hashes)
 
 
