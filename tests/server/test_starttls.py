@@ -165,8 +165,7 @@ async def test_a_client_that_has_vanished_before_the_handshake_frees_its_place(s
     house = serve(start_tls_on=True)
     await house.greeted()
     (connection,) = house.server.connections
-    house.server.read_buffer[:10] = b"STARTTLS\r\n"
-    connection.buffer_updated(10)
+    connection.data_received(b"STARTTLS\r\n")
     connection.abort()
     await house.empty()
 

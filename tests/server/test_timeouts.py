@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guerrilla.server.connection import MAX_UNREAD
-from guerrilla.server.listener import READ_SIZE
 from guerrilla.smtp.replies import queued
 
 if TYPE_CHECKING:
     from tests.server.conftest import Client, Gate, HouseMaker
 
+LARGEST_READ = 262144
+"""Octets that a loop reads at a time, at most."""
 GAP = 0.02
 """Seconds between the octets of a slow client."""
 TIMED_OUT = b"421 4.4.2 Timed out waiting for you\r\n"
@@ -150,7 +151,7 @@ async def test_a_client_that_reads_no_replies_is_cut_and_costs_little_memory(ser
     assert connection._session is not None
     while house.server.connections:
         assert connection._transport.get_write_buffer_size() < 1 << 17
-        assert connection._session.unread <= MAX_UNREAD + READ_SIZE
+        assert connection._session.unread <= MAX_UNREAD + LARGEST_READ
         await asyncio.sleep(0)
     with pytest.raises(ConnectionError):
         await sending

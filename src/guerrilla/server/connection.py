@@ -1,7 +1,8 @@
 """One client's connection: moves octets between a socket and a session, and asks the backend what the session asks.
 
-There is no coroutine, task, timer or stream object here while a connection is idle, and the read buffer is shared by
-all; time limits are looked at by the server's sweep. A connection is its transport, its session, and a few numbers.
+There is no coroutine, task, timer, stream object or buffer here while a connection is idle: the loop reads for all into
+one of its own; time limits are looked at by the server's sweep. A connection is its transport, its session, and a few
+numbers.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ LINGER = 2.0
 """Seconds that we read on after the last word to a client that still talks, so that a reset does not swallow it."""
 
 
-class Connection(asyncio.BufferedProtocol):
+class Connection(asyncio.Protocol):
     """The protocol object of one client. ``refusal`` is for one too many: it is told, and sent away."""
 
     __slots__ = (
@@ -114,24 +115,20 @@ class Connection(asyncio.BufferedProtocol):
             self._session.drain()
         self._advance()
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        """Lend the buffer that all connections read into: what comes is taken out of it before the next read."""
-        return self._server.read_buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
         """Give the session what has come."""
-        octets: bytes = self._server.read_buffer[:nbytes].tobytes()
         if self._handshaking:
-            self._early += octets  # decrypted already: the transport knew before we did
+            self._early += data  # decrypted already: the transport knew before we did
             return
         session = self._session
         if session is None or self._over:
             return
-        self._received += nbytes
-        self._counters.octets_received += nbytes
+        received = len(data)
+        self._received += received
+        self._counters.octets_received += received
         if self._content_since:
             self._since = self._loop.time()
-        session.receive_data(octets)
+        session.receive_data(data)
         self._advance(talking=True)
 
     def eof_received(self) -> bool:

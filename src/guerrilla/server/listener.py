@@ -28,7 +28,6 @@ COURTESY = 0.002
 """Seconds for which a process with more than its share of the connections leaves the next ones to the others."""
 MAX_REFUSALS = 1024
 """Connections beyond the limit that are seen off with patience at the same time; the next are told and cut."""
-READ_SIZE: Final = 262144
 
 _CAPACITY: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 _GONE: Final = frozenset(
@@ -58,7 +57,6 @@ class Server:
         self.policy = policy
         self.witness = witness
         self.outbox = Outbox(self.loop)
-        self.read_buffer = memoryview(bytearray(READ_SIZE))
         self.connections: set[Connection] = set()
         """All that were accepted and have not gone, also those in a handshake, and those beyond the limit."""
         self.draining = False
