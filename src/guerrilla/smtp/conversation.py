@@ -33,6 +33,8 @@ from guerrilla.smtp.settings import MAX_MAILS, MAX_OVERSHOOT, House, Settings
 from guerrilla.smtp.transaction import Chunk, Transaction
 from guerrilla.smtp.xclient import parse_xclient
 
+_SPACE: Final = 0x20
+
 
 class State(Enum):
     """What the session waits for, or will do next."""
@@ -118,11 +120,13 @@ class Conversation:
             return self._refuse(replies.BARE_NEWLINE_IN_COMMAND, line)
         line = line[:-2]
         verb, _, argument = line.partition(b" ")
+        if argument and (argument[0] == _SPACE or argument[-1] == _SPACE):
+            argument = argument.strip(b" ")
         # upper() is given octets, not text: in text there are letters that it turns into others.
         handler = _COMMANDS.get(verb) or _COMMANDS.get(verb.upper())
         if handler is not None:
             try:
-                return handler(self, argument.strip(b" ") if argument else b"")
+                return handler(self, argument)
             except CommandError as error:
                 return self._refuse(error.reply, line)
         if is_foreign(verb.upper()):

@@ -14,7 +14,8 @@ from guerrilla.envelope import Body
 from guerrilla.smtp.replies import BARE_NEWLINE, MESSAGE_TOO_LARGE, Reply
 
 _SMALL: Final = 4096
-"""Octets below which a piece is joined to others: as an object of its own it would cost more than it holds."""
+"""Octets below which a piece is joined to others: as an object of its own it would cost more than it holds. And below
+which one search takes less time than several quicker ones."""
 _END_OF_DATA: Final = b"\r\n.\r\n"
 _DOT: Final = 0x2E
 _LEADING_DOT: Final = re.compile(rb"\.(?<=\r\n\.)")
@@ -205,9 +206,13 @@ class DotReader:
 def _leading_dot(block: bytes) -> int:
     """Return where the first CRLF stands that a dot follows, or the length of the block if there is none.
 
-    It is looked for dots first: there are fewer of them than of line ends, base64 has none, and to find the next one
-    takes no time. Where there are many, this ends before it has taken longer than the search, which takes them all.
+    In a large block it is looked for dots first: there are fewer of them than of line ends, base64 has none, and to
+    find the next one takes no time. Where there are many, this ends before it has taken longer than the search, which
+    takes them all.
     """
+    if len(block) < _SMALL:
+        at = block.find(b"\r\n.")
+        return at if at >= 0 else len(block)
     at = block.find(b".")
     for _ in range(len(block) >> 8):
         if at < 0:

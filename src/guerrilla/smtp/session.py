@@ -71,8 +71,9 @@ class Session(Conversation):
 
     def data_to_send(self) -> bytes:
         """Return what is to be sent to the client, once."""
-        data = b"".join([reply.wire for reply in self._out])
-        self._out.clear()
+        out = self._out
+        data = out[0].wire if len(out) == 1 else b"".join([reply.wire for reply in out])
+        out.clear()
         return data
 
     def next_event(self) -> Event | None:
