@@ -49,6 +49,7 @@ COMPILED = [
     "smtp/settings.py",
     "smtp/transaction.py",
     "smtp/xclient.py",
+    "stores/sql_letter.py",
     "trace_header.py",
 ]
 WISH = os.environ.get("GUERRILLA_COMPILE", "")

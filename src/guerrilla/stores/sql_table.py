@@ -175,8 +175,9 @@ class DriverInsert:
 
 def _adapter(kind: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
     """Return what makes of a value what the driver takes, if anything has to be made of it."""
-    if isinstance(kind, DateTime) and dialect.name == "sqlite":
-        return _written  # the same text as SQLAlchemy makes, in a third of the time
+    if dialect.name == "sqlite":
+        # Its driver itself takes octets, and writes a bool as a number. A date is the text that SQLAlchemy makes.
+        return _written if isinstance(kind, DateTime) else None
     return kind.dialect_impl(dialect).bind_processor(dialect)
 
 
