@@ -139,27 +139,29 @@ async def test_max_size() -> None:
     await store.close()
 
 
-async def test_what_is_ready_comes_along() -> None:
-    """What comes in the turns of the loop that follow shares the commit; but an endless flow does not put it off."""
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a batch be held as long as the test may take."""
+    monkeypatch.setattr("guerrilla.backends.batch._LEAST_PATIENCE", 60.0)
+    monkeypatch.setattr("guerrilla.backends.batch._MOST_PATIENCE", 60.0)
+
+
+async def test_what_comes_in_one_turn_shares_a_commit() -> None:
+    """What comes in the same turn of the loop, or in the next, is committed together, also at the very first."""
     store = Store()
     tasks = store.add(1)
-    for item in range(2, 30):
-        await asyncio.sleep(0)
-        tasks += store.add(item)
-    first = (await store.commits.get()).items
-    assert 1 < len(first) < 29
-    assert first == [*range(1, len(first) + 1)]
-    for task in tasks:
-        task.cancel()
-    assert all(isinstance(error, asyncio.CancelledError) for error in await ended(*tasks))
-    undo = await store.undos.get()
-    assert undo.items == first
-    undo.done()
+    await asyncio.sleep(0)
+    tasks += store.add(2, 3)
+    commit = await store.commits.get()
+    assert commit.items == [1, 2, 3]
+    commit.done()
+    assert await ended(*tasks) == [None] * 3
     await store.close()
 
 
+@pytest.mark.usefixtures("patient")
 async def test_halves_join() -> None:
-    """Who comes again some turns of the loop after it was told is with those who came in the meantime."""
+    """Who comes again after it was told, some turns of the loop later, is with those who came in the meantime."""
     sizes: list[int] = []
 
     async def commit(items: Sequence[int]) -> None:
@@ -167,16 +169,59 @@ async def test_halves_join() -> None:
         for _ in range(20):
             await asyncio.sleep(0)
 
-    async def client(turns: int) -> None:
-        for _ in range(5):
-            for _ in range(turns):
+    async def client(*pauses: int) -> None:
+        for pause in pauses:
+            for _ in range(pause):
                 await asyncio.sleep(0)
             await batcher.add(1)
 
     batcher = Batcher(commit, Undone(), on_error=unexpected)
-    await asyncio.gather(*(client(turns) for turns in (2, 2, 4, 5, 6, 8)))
-    assert sizes == [2, 6, 6, 6, 6, 4]
+    await asyncio.gather(client(2, 1, 90, 3), client(2, 2, 1, 40), client(8, 30, 2), client(9, 1, 60), client(9, 50, 1))
+    assert sizes == [2, 5, 5, 5]
     await batcher.close()
+
+
+@pytest.mark.usefixtures("patient")
+async def test_who_is_alone_waits_for_nobody() -> None:
+    """A batch is not held when nobody is missing: one client is served at once, however often it comes."""
+    store = Store()
+    for item in range(3):
+        [adding] = store.add(item)
+        (await store.commits.get()).done()
+        await adding
+    await store.close()
+
+
+async def test_who_does_not_come_is_not_waited_for_long() -> None:
+    """A batch goes without those who were in the last one and stay away, and the one after it does not wait at all."""
+    store = Store()
+    tasks = store.add(1, 2, 3)
+    (await store.commits.get()).done()
+    await asyncio.gather(*tasks)
+    for item in (4, 5):
+        [adding] = store.add(item)
+        commit = await store.commits.get()
+        assert commit.items == [item]
+        commit.done()
+        await adding
+    await store.close()
+
+
+@pytest.mark.usefixtures("patient")
+async def test_close_holds_no_batch() -> None:
+    """When the batcher is closed nobody can come any more, so a batch that waits for others is committed."""
+    store = Store()
+    tasks = store.add(1, 2)
+    (await store.commits.get()).done()
+    await asyncio.gather(*tasks)
+    [adding] = store.add(3)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert store.commits.empty(), "it waits for the other one"
+    closing = asyncio.create_task(store.batcher.close())
+    (await store.commits.get()).done()
+    await closing
+    await adding
 
 
 async def test_used_again_after_a_rest() -> None:

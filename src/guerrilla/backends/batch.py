@@ -2,22 +2,25 @@
 
 A commit costs a disk write however much it holds. So while one batch commits, the next one fills. Those who were in
 the last one may be about to come again, and to leave before they do would split them for good into two halves, each
-waiting for the other: so the loop gets a few turns first. Nobody waits for a clock, and nobody is told yes before the
-commit. The more come at once, the larger the batches, the less each one pays.
+waiting for the other: so they are waited for, until all are there, and not longer than the last commit took. One who is
+alone waits for nobody, and nobody is told yes before the commit. The more come at once, the larger the batches, the
+less each one pays.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
 
-_TURNS: Final = 12
-"""Turns of the loop, at most, before a batch is closed: those of some four exchanges. Where nothing is to be done they
-take a few microseconds each."""
+_LEAST_PATIENCE: Final = 0.001
+"""Seconds that a batch may wait for those who may come, however quick the last commit was: no timer knows less."""
+_MOST_PATIENCE: Final = 0.01
+"""The same, however slow it was."""
 
 
 class BatchRefusedError(Exception):
@@ -68,6 +71,10 @@ class Batcher(Generic[ItemT]):
         self._unwanted: list[ItemT] = []
         self._expected = 0
         """How many may come: those of the last batch again, and those who came while it was committed."""
+        self._patience = _LEAST_PATIENCE
+        """Seconds that these are waited for."""
+        self._all_there: asyncio.Future[None] | None = None
+        """What the runner waits for while they come."""
         self._loop: asyncio.AbstractEventLoop | None = None
         """Remembered, since to ask for it asks the system for the number of the process."""
         self._runner: asyncio.Task[None] | None = None
@@ -87,7 +94,10 @@ class Batcher(Generic[ItemT]):
             self._loop = asyncio.get_running_loop()
         outcome = self._loop.create_future()
         self._waiting.append(_Entry(item, outcome))
-        self._wake()
+        if self._runner is None:
+            self._wake()
+        elif self._all_there is not None and len(self._waiting) >= self._expected:
+            self._wait_no_longer()
         try:
             await outcome
         except asyncio.CancelledError:
@@ -102,6 +112,7 @@ class Batcher(Generic[ItemT]):
     async def close(self) -> None:
         """Take nothing more, and return when all that was added is committed or undone."""
         self._closed = True
+        self._wait_no_longer()
         await asyncio.sleep(0)  # an add that was cancelled in the moment of its commit wakes up first, and says so
         while self._runner is not None:
             await asyncio.wait((self._runner,))
@@ -128,18 +139,30 @@ class Batcher(Generic[ItemT]):
                         self._on_error(error)
                 await self._let_come()
                 batch = self._next_batch()
+                began = time.monotonic()
                 await self._settle(batch)
+                self._patience = min(max(time.monotonic() - began, _LEAST_PATIENCE), _MOST_PATIENCE)
                 self._expected = min(len(batch) + len(self._waiting), self._max_items)
         finally:
             self._runner = None
 
     async def _let_come(self) -> None:
-        """Give the loop a few turns, until all are there that may come, and a turn brings no more."""
-        for _ in range(_TURNS):
-            number = len(self._waiting)
-            await asyncio.sleep(0)
-            if len(self._waiting) == number >= self._expected:
-                return
+        """Wait for those who may come."""
+        await asyncio.sleep(0)  # those who come in the same turn of the loop are there then
+        if self._closed or len(self._waiting) >= self._expected:
+            return
+        assert self._loop is not None
+        self._all_there = self._loop.create_future()
+        timer = self._loop.call_later(self._patience, self._wait_no_longer)
+        try:
+            await self._all_there
+        finally:
+            timer.cancel()
+            self._all_there = None
+
+    def _wait_no_longer(self) -> None:
+        if self._all_there is not None and not self._all_there.done():
+            self._all_there.set_result(None)
 
     def _next_batch(self) -> list[_Entry[ItemT]]:
         batch: list[_Entry[ItemT]] = []
