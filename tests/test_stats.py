@@ -121,6 +121,26 @@ def test_replies_that_a_processor_makes_up_do_not_fill_the_memory() -> None:
     assert replies["250"] > 0 < replies["550"]
 
 
+@given(st.lists(st.floats(allow_nan=False) | st.sampled_from(BOUNDS), max_size=20))
+def test_each_time_is_counted_in_the_bucket_that_bisect_finds_whichever_came_before(seconds: list[float]) -> None:
+    expected = [0] * (len(BOUNDS) + 1)
+    for each in seconds:
+        expected[bisect_left(BOUNDS, each)] += 1
+    latencies = Latencies()
+    for each in seconds:
+        latencies.add(each)
+    assert latencies.counts == expected
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_a_time_that_is_a_bound_is_in_the_bucket_below_it(bound: float) -> None:
+    latencies = Latencies()
+    for each in (bound, math.nextafter(bound, math.inf), bound):
+        latencies.add(each)
+    number = BOUNDS.index(bound)
+    assert (latencies.counts[number], latencies.counts[number + 1]) == (2, 1)
+
+
 def test_a_message_is_counted_by_what_became_of_it() -> None:
     counters = Counters()
     for reply in (OK, OK, LOCAL_ERROR, MESSAGE_TOO_LARGE, MESSAGE_TOO_LARGE, MESSAGE_TOO_LARGE):

@@ -7,7 +7,6 @@ event loop alone), no clock, no text that is put together. What needs work is do
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -27,16 +26,33 @@ as many as it likes."""
 class Latencies:
     """A histogram that is being filled."""
 
-    __slots__ = ("counts", "seconds")
+    __slots__ = ("_latest", "counts", "seconds")
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS) + 1)
         self.seconds = 0.0
+        self._latest = 0
+        """The bucket of the latest: the next one is mostly there or near, and searched for from there on."""
 
     def add(self, seconds: float) -> None:
         """Count one more thing that took so long."""
-        self.counts[bisect_left(BOUNDS, seconds)] += 1
+        bucket = self._latest
+        while bucket < len(BOUNDS) and seconds > BOUNDS[bucket]:
+            bucket += 1
+        while bucket > 0 and seconds <= BOUNDS[bucket - 1]:
+            bucket -= 1
+        self._latest = bucket
+        self.counts[bucket] += 1
         self.seconds += seconds
+
+
+class _Count:
+    """How often something was seen."""
+
+    __slots__ = ("times",)
+
+    def __init__(self) -> None:
+        self.times = 0
 
 
 class ProcessorCounters:
@@ -56,6 +72,7 @@ class Counters:
     __slots__ = (
         "_replies",
         "_started",
+        "_told_apart",
         "answers",
         "connections_accepted",
         "connections_open",
@@ -100,26 +117,36 @@ class Counters:
         self.answers = Latencies()
         """From the end of a message to the reply."""
         self.processors: dict[str, ProcessorCounters] = {}
-        self._replies: dict[tuple[int, str], int] = {}
+        self._replies: dict[int, dict[str, _Count]] = {}
+        self._told_apart = 0
 
     def count_reply(self, reply: Reply) -> None:
         """Count a reply that was sent."""
-        key: Any = (reply.code, reply.enhanced)  # as a tuple, mypyc would make it anew for each use
-        replies = self._replies
-        count = replies.get(key)
-        if count is None and len(replies) >= MAX_REPLIES:
-            key = (reply.code, "")
-            count = replies.get(key)
-        replies[key] = 1 if count is None else count + 1
+        given: Any = reply  # what is only looked up need not be made a number of C's and back
+        of_code = self._replies.get(given.code)
+        count = of_code.get(given.enhanced) if of_code is not None else None
+        if count is None:
+            count = self._new_reply(reply.code, reply.enhanced)
+        count.times += 1
+
+    def _new_reply(self, code: int, enhanced: str) -> _Count:
+        of_code = self._replies.setdefault(code, {})
+        if self._told_apart >= MAX_REPLIES:
+            enhanced = ""
+        if enhanced not in of_code:
+            of_code[enhanced] = _Count()
+            self._told_apart += 1
+        return of_code[enhanced]
 
     def count_message(self, reply: Reply, recipients: int, size: int, seconds: float) -> None:
         """Count a message that was answered, ``seconds`` after its end; the reply says what became of it."""
         self.answers.add(seconds)
-        if reply.positive:
+        code = reply.code
+        if code < 400:
             self.messages_kept += 1
             self.recipients += recipients
             self.octets_kept += size
-        elif reply.temporary:
+        elif code < 500:
             self.messages_deferred += 1
         else:
             self.messages_refused += 1
@@ -136,4 +163,8 @@ class Counters:
     @property
     def replies(self) -> dict[str, int]:
         """How often each reply was given, by code and enhanced code."""
-        return {f"{code} {enhanced}".rstrip(): count for (code, enhanced), count in self._replies.items()}
+        return {
+            f"{code} {enhanced}".rstrip(): count.times
+            for code, of_code in self._replies.items()
+            for enhanced, count in of_code.items()
+        }
