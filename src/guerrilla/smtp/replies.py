@@ -71,9 +71,11 @@ class Reply:
 
     def __str__(self) -> str:
         """Write it on one line, as a log wants it."""
-        text = self.text.replace("\n", " / ")
-        code = f"{self.code} {self.enhanced}" if self.enhanced else f"{self.code}"
-        return f"{code} {text}" if text else code
+        text = self.text.replace("\n", " / ") if "\n" in self.text else self.text
+        if self.enhanced and text:  # as most have
+            return f"{self.code} {self.enhanced} {text}"
+        rest = self.enhanced or text
+        return f"{self.code} {rest}" if rest else f"{self.code}"
 
     @classmethod
     def parse(cls, text: str) -> Reply:
