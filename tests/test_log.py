@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import http
 import json
+import logging
 import os
 import pty
 import re
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import LogCapture
 from structlog.typing import FilteringBoundLogger
 
-from guerrilla.log import Log
-from guerrilla.log_records import MAX_TEXT, Output, Records, json_line
+from guerrilla.log import Log, as_logger
+from guerrilla.log_records import MAX_TEXT, Output, Records, json_line, log_info
 
 
 @pytest.fixture
@@ -176,8 +179,12 @@ SCALARS = st.text(alphabet=st.sampled_from('ab\\"\n\x7f\x80é\ud800 '), max_size
 )
 
 
+NAMES = st.sampled_from(["level", "timestamp", "event", "exception", "exc_info", "method"])
+
+
 @given(
-    st.dictionaries(SCALARS.map(str), SCALARS | st.lists(SCALARS) | st.lists(st.lists(SCALARS)), max_size=3), SCALARS
+    st.dictionaries(SCALARS.map(str) | NAMES, SCALARS | st.lists(SCALARS) | st.lists(st.lists(SCALARS)), max_size=3),
+    SCALARS,
 )
 def test_the_short_way_to_json_writes_what_the_long_one_does(
     tmp_path_factory: pytest.TempPathFactory, fields: dict[str, Any], event: object
@@ -187,8 +194,47 @@ def test_the_short_way_to_json_writes_what_the_long_one_does(
     for render in (json_line, lambda record: json_line(record)):
         Records(render, output).write("info", event, dict(fields))
     output.close()
-    short, long = (re.sub(r'"timestamp":"[^"]*"', "", line) for line in path.read_text("utf-8").splitlines())
-    assert short == long
+    lines = [re.sub(r'"timestamp":"[^"]*Z"', "", line) for line in path.read_text("utf-8").split("\n")[:-1]]
+    assert lines == lines[:1] * 2  # or none, if what is to be the exception cannot be written
+
+
+@given(fields=st.dictionaries(st.text() | NAMES, SCALARS, max_size=4))
+@pytest.mark.parametrize("bound", [{}, {"client": "192.0.2.1", "size": 1}])
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize("level", ["debug", "info", "warning"])
+def test_log_info_writes_what_the_method_does(
+    tmp_path_factory: pytest.TempPathFactory, level: str, form: str, bound: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    path = tmp_path_factory.mktemp("log") / "log"
+    log = Log(str(path), level, form)  # type: ignore[arg-type]
+    logger = log.logger.bind(**bound)
+    fields = {name: value for name, value in fields.items() if name not in ("self", "event")}
+    logger.info("message", **fields)
+    log_info(logger, "message", dict(fields))
+    log.close()
+    text = re.sub(r"\d{4}-\d\d-\d\dT[0-9:.]{12}Z", "", path.read_text("utf-8"))
+    assert text == text[: len(text) // 2] * 2
+    assert not (text and level == "warning")
+
+
+def test_log_info_reaches_the_loggers_that_programs_give(caplog: pytest.LogCaptureFixture) -> None:
+    capture = LogCapture()
+    log_info(structlog.wrap_logger(None, processors=[capture]), "message", {"size": 1})
+    log_info(structlog.wrap_logger(None, processors=[capture]).bind(client="a"), "message", {"size": 2})
+    assert capture.entries == [
+        {"size": 1, "event": "message", "log_level": "info"},
+        {"client": "a", "size": 2, "event": "message", "log_level": "info"},
+    ]
+    caplog.set_level(logging.INFO)
+    log_info(as_logger(logging.getLogger("given")), "message", {"sender": "a\nb", "size": 3})
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "message sender=a\\x0ab size=3")
+    ]
+
+
+def test_log_info_to_a_log_that_is_off_is_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    log_info(Log("off", "debug").logger, "message", {"size": 1})
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_is_not_printable_is_written_as_its_number(log: Log, path: Path) -> None:
@@ -237,11 +283,14 @@ def test_a_value_that_json_does_not_know_is_written_as_text(log: Log, path: Path
     assert records(path)[1]["map"] == {"é": "inf", "3": "(1+2j)"}
 
 
-def test_a_field_cannot_take_the_place_of_level_time_or_event(log: Log, path: Path) -> None:
-    log.logger.info("a", level="error", timestamp=1, exception=2)
+@pytest.mark.parametrize("name", ["level", "timestamp", "event", "exception"])
+def test_a_field_cannot_take_the_place_of_what_every_record_has(path: Path, name: str) -> None:
+    output = Output(str(path))
+    Records(json_line, output).write("info", "a", {name: "mine"})
+    output.close()
     (record,) = records(path)
-    assert (record["level"], record["event"]) == ("info", "a")
-    assert (record["level_"], record["timestamp_"], record["exception_"]) == ("error", 1, 2)
+    assert (record["level"], record["event"], record[name + "_"]) == ("info", "a", "mine")
+    assert len(record) == 4
 
 
 def failing(logger: FilteringBoundLogger) -> None:

@@ -54,7 +54,7 @@ class Log:
         if log_file == "off":
             self.logger = _logger(_Silence(), logging.CRITICAL)
         else:
-            self.logger = _logger(Records(render, self._output), level)
+            self.logger = _logger(Records(render, self._output, informs=level <= logging.INFO), level)
 
     @property
     def dropped(self) -> int:
@@ -88,11 +88,10 @@ def as_logger(given: FilteringBoundLogger | logging.Logger) -> FilteringBoundLog
 
 
 def _logger(records: Records | _Silence | _Standard, level: int) -> FilteringBoundLogger:
-    direct = _DirectInfo if level <= logging.INFO else _Direct
     logger: FilteringBoundLogger = structlog.wrap_logger(
         records,
         processors=[],
-        wrapper_class=type("Logger", (direct, structlog.make_filtering_bound_logger(level)), {}),
+        wrapper_class=type("Logger", (_Direct, structlog.make_filtering_bound_logger(level)), {}),
         context_class=dict,
     ).bind()
     return logger
@@ -101,24 +100,14 @@ def _logger(records: Records | _Silence | _Standard, level: int) -> FilteringBou
 class _Direct:
     """Goes before structlog's class of a level, which filters and binds, and makes the record without its processors.
 
-    A line is written for each message; a chain of processors would cost as much as all else that is done for it.
+    A chain of them would cost as much as all else that is done for a line.
     """
 
     _logger: Records | _Silence | _Standard
     _context: dict[str, Any]
 
-    def _proxy_to_logger(self, method: str, event: object = "", **fields: Any) -> None:
+    def _proxy_to_logger(self, method: str, event: object = "", /, **fields: Any) -> None:
         self._logger.write(method, event, self._context | fields if self._context else fields)
-
-
-class _DirectInfo(_Direct):
-    """Also goes past structlog's method for the level of those lines."""
-
-    def info(self, event: str, *arguments: Any, **fields: Any) -> None:
-        if arguments:
-            super().info(event, *arguments, **fields)  # type: ignore[misc]  # of the class beside it
-        else:
-            self._logger.write("info", event, self._context | fields if self._context else fields)
 
 
 class _Silence:

@@ -16,8 +16,9 @@ from typing import Any, Final, cast
 
 import orjson
 import structlog
+from structlog.typing import FilteringBoundLogger
 
-MAX_TEXT = 256
+MAX_TEXT: Final = 256
 """Characters of one value, at most."""
 
 MAX_TRACEBACK = 16384
@@ -33,8 +34,6 @@ _DELETE: Final = 0x7F
 _METHODS = {"warn": "warning", "exception": "error", "fatal": "critical", "msg": "info"}
 
 _RESERVED = frozenset({"level", "timestamp", "event", "exception"})
-
-_SPECIAL = _RESERVED | {"exc_info"}
 
 _COLOURS = {
     "debug": "\x1b[2m",
@@ -104,9 +103,13 @@ class Output:
 
 
 class Records:
-    """Puts each record in order, makes it safe, renders it, and writes it."""
+    """Puts each record in order, makes it safe, renders it, and writes it.
 
-    def __init__(self, render: Callable[[dict[str, Any]], bytes], output: Output) -> None:
+    ``informs``: those of level info are wanted. Only ``log_info`` asks; whoever else writes has looked at the level.
+    """
+
+    def __init__(self, render: Callable[[dict[str, Any]], bytes], output: Output, *, informs: bool = True) -> None:
+        self.informs = informs
         self._render = render
         self._json = render is json_line
         self._output = output
@@ -128,14 +131,11 @@ class Records:
         That nothing had to be made safe shows in the line: all of it is ASCII, and nothing was escaped. To look at each
         text would take longer than all else.
         """
-        if not (self._json and _is_short(event) and _SPECIAL.isdisjoint(fields)):
+        if not (self._json and fields and _is_short(event) and _are_short(fields)):
             return None
-        record = {"level": _METHODS.get(method, method), "timestamp": self._timestamp(), "event": event}
-        for name, value in fields.items():
-            if len(name) > MAX_TEXT or not _is_short(value):
-                return None
-            record[name] = value
-        line = json_line(record)
+        level = _METHODS.get(method, method)
+        head = f'{{"level":"{level}","timestamp":"{self._timestamp()}","event":'.encode()
+        line = head + json_line(event)[:-1] + b"," + json_line(fields)[1:]
         return line if line.isascii() and _BACKSLASH not in line and _DELETE not in line else None
 
     def record(self, method: str, event: object, fields: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +157,27 @@ class Records:
         if second != latest:
             written = time.strftime("%Y-%m-%dT%H:%M:%S.", time.gmtime(second))
             self._second = second, written
-        return written + str(1000 + milliseconds % 1000)[1:] + "Z"
+        return f"{written}{str(1000 + milliseconds % 1000)[1:]}Z"
+
+
+def log_info(log: FilteringBoundLogger, event: str, fields: dict[str, Any]) -> None:
+    """Do what ``log.info(event, **fields)`` does; where the log is one of ours, without structlog's part of it.
+
+    It is for the line that is written for each message.
+    """
+    ours: Any = log
+    records = getattr(ours, "_logger", None)
+    if isinstance(records, Records) and records.informs:
+        records.write("info", event, {**ours._context, **fields} if ours._context else fields)
+    else:
+        log.info(event, **fields)
+
+
+def _are_short(fields: dict[str, Any]) -> bool:
+    """Tell whether ``_is_short`` holds for all, and ``record`` leaves their names as they are."""
+    if "level" in fields or "timestamp" in fields or "event" in fields or "exception" in fields or "exc_info" in fields:
+        return False
+    return all(len(name) <= MAX_TEXT and _is_short(value) for name, value in fields.items())
 
 
 def _is_short(value: object) -> bool:
@@ -168,7 +188,7 @@ def _is_short(value: object) -> bool:
     if kind is int or kind is bool or value is None:
         return True
     if kind is float:
-        return math.isfinite(cast(float, value))
+        return -math.inf < cast(float, value) < math.inf
     return kind is list and all(type(item) is str and len(item) <= MAX_TEXT for item in cast(list[object], value))
 
 
@@ -228,10 +248,14 @@ def _lines(traceback: str) -> str:
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-def json_line(record: dict[str, Any]) -> bytes:
-    """Render a record for a program."""
+_dumps: Final = orjson.dumps  # a name of this module is found sooner than that of another
+_NEWLINE: Final = orjson.OPT_APPEND_NEWLINE
+
+
+def json_line(record: object) -> bytes:
+    """Render a record, or a part of one, for a program."""
     try:
-        return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+        return _dumps(record, None, _NEWLINE)
     except TypeError:  # a number that does not fit into 64 bits
         return _octets(_encode(record) + "\n")
 

@@ -14,6 +14,7 @@ from guerrilla.counters import Counters
 from guerrilla.envelope import Address, Envelope
 from guerrilla.event_bus import EventBus
 from guerrilla.events import Connected, Disconnected, Failed, Queued, Rejected
+from guerrilla.log_records import log_info
 from guerrilla.smtp.replies import Reply
 
 MAX_LOGGED_RECIPIENTS: Final = 10
@@ -65,28 +66,28 @@ class Witness:
 
     def message(self, log: FilteringBoundLogger, envelope: Envelope, size: int, reply: Reply, seconds: float) -> None:
         """A message was answered, ``seconds`` after its end. ``size`` is that of its content as it came, in octets."""
-        self.counters.count_message(reply, len(envelope.rcpt_to), size, seconds)
-        recipients = [str(recipient) for recipient in envelope.rcpt_to[:MAX_LOGGED_RECIPIENTS]]
-        more = len(envelope.rcpt_to) - MAX_LOGGED_RECIPIENTS
-        if more > 0:
-            recipients.append(f"and {more} more")
-        log.info(
+        code, recipients = reply.code, envelope.rcpt_to
+        self.counters.count_message(reply, len(recipients), size, seconds)
+        log_info(
+            log,
             "message",
-            outcome="kept" if reply.positive else "deferred" if reply.temporary else "refused",
-            queued_id=envelope.queued_id,
-            client=envelope.remote_ip,
-            sender=str(envelope.mail_from),
-            recipients=recipients,
-            size=size,
-            reply=str(reply),
-            ms=round(seconds * 1000, 2),
+            {
+                "outcome": "kept" if code < 400 else "deferred" if code < 500 else "refused",
+                "queued_id": envelope.queued_id,
+                "client": envelope.remote_ip,
+                "sender": str(envelope.mail_from),
+                "recipients": _some(recipients),
+                "size": size,
+                "reply": str(reply),
+                "ms": milliseconds(seconds),
+            },
         )
-        if reply.code >= 500:
+        if code >= 500:
             client = (envelope.remote_ip, envelope.remote_port)
-            everyone = tuple(envelope.rcpt_to)
+            everyone = tuple(recipients)
             self._rejected("message", envelope.server, client, reply, "message refused", envelope, everyone)
             return
-        kind = Queued if reply.positive else Failed
+        kind = Queued if code < 400 else Failed
         if self._events.wants(kind):
             self._events.publish(
                 kind(
@@ -96,7 +97,7 @@ class Witness:
                     queued_id=envelope.queued_id,
                     helo=envelope.helo,
                     sender=envelope.mail_from,
-                    recipients=tuple(envelope.rcpt_to),
+                    recipients=tuple(recipients),
                     size=size,
                     seconds=seconds,
                     reply=reply,
@@ -129,3 +130,24 @@ class Witness:
                 recipients=recipients,
             )
         )
+
+
+def _some(recipients: list[Address]) -> list[str]:
+    """Write so many of them as a line has room for."""
+    written = [str(recipient) for recipient in recipients[:MAX_LOGGED_RECIPIENTS]]
+    if len(recipients) > MAX_LOGGED_RECIPIENTS:
+        written.append(f"and {len(recipients) - MAX_LOGGED_RECIPIENTS} more")
+    return written
+
+
+def milliseconds(seconds: float) -> float:
+    """Return ``round(seconds * 1000, 2)``, without the text that ``round`` makes and reads for it."""
+    exact = seconds * 1000
+    hundredths = exact * 100
+    if 0 < hundredths < 2**31:
+        whole = int(hundredths)
+        rest = hundredths - whole
+        # A product may have been rounded to a half, but never past one: if it is none, it is certain which is nearest.
+        if rest != 0.5:
+            return (whole + (rest > 0.5)) / 100
+    return round(exact, 2)
