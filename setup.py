@@ -27,6 +27,7 @@ COMPILED = [
     "backends/measure.py",
     "copy_keys.py",
     "counters.py",
+    "event_bus.py",
     "header.py",
     "log_records.py",
     "server/connection.py",
