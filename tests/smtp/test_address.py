@@ -147,6 +147,7 @@ BAD: list[bytes] = [
     # Brackets that do not match, or something close behind them.
     b"<a@b",
     b"a@b>",
+    b"aa@b>",
     b"<<a@b>>",
     b"<a@b>>",
     b"<<a@b>",
