@@ -31,6 +31,14 @@ def test_what_another_type_says_as_well_is_taken(loose: dict[str, Any], strict: 
     assert trace_header(envelopes[0], "mx.test", DATE) == trace_header(envelopes[1], "mx.test", DATE)
 
 
+@pytest.mark.parametrize("octet", range(128))
+def test_a_name_that_the_client_has_told_cannot_end_and_cannot_begin_a_comment(octet: int) -> None:
+    char = chr(octet)
+    written = char if char.isprintable() and char not in ' ()<>@,;"\\' else "?"
+    header = trace_header(Envelope(helo=f"a{char}b"), "mx.test", DATE)
+    assert header.startswith(f"Received: from a{written}b\r\n".encode())
+
+
 @pytest.mark.parametrize("zone", [UTC, timezone(timedelta(hours=-3))])
 def test_a_date_is_that_of_its_moment_whatever_was_written_before(zone: timezone) -> None:
     dates = Dates()

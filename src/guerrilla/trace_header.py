@@ -21,6 +21,7 @@ _MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep",
 # The dialogue has let nothing in that could leave its line; this is the last gate, for what other code has set.
 _NOT_ASCII_TEXT: Final = re.compile(r"[^\x20-\x7e]")
 _NOT_TEXT: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROLS_AS_BLANKS: Final = bytes(octet if 0x20 <= octet <= 0x7E else 0x20 for octet in range(256))
 _BREAKS_HELO: Final = re.compile(r"[\s()<>@,;\\\"]")
 
 _MAX_TEXT: Final = 400
@@ -48,28 +49,55 @@ class Dates:
 
 
 def trace_header(envelope: Any, host: str, date: str) -> bytes:
-    """Return the trace header that ``host`` writes: Delivered-To, if there is a recipient, and Received."""
-    utf8 = bool(envelope.smtputf8)
-    header = _received(envelope, host, date, utf8)
-    if envelope.rcpt_to:
-        header = f"Delivered-To: {_text(envelope.rcpt_to[0].at(host), utf8)}\r\n{header}"
+    """Return the trace header that ``host`` writes: Delivered-To, if there is a recipient, and Received, folded.
+
+    A recipient stands in Received only if it is alone: several would tell each of the others (RFC 5321 section 7.2).
+    """
+    recipients, hashes = envelope.rcpt_to, envelope.hashes
+    helo: str = envelope.helo
+    name: str = (hashes[0] if hashes else envelope.queued_id) or ""  # a store tells the client the first hash
+    to, meant = _mailboxes(recipients[0], host) if recipients else ("", "")
+    if not _is_plain(f"{helo}{name}{host}{to}{meant}"):  # one look at all of them, since hardly any is not
+        utf8 = bool(envelope.smtputf8)
+        helo, name, host = _text(helo, utf8), _text(name, utf8), _text(host, utf8)
+        to, meant = _text(to, utf8), _text(meant, utf8)
+    if not _is_name(helo):
+        helo = _BREAKS_HELO.sub("?", helo) or "unknown"
+    delivered = f"Delivered-To: {to}\r\n" if recipients else ""
+    alone = f"\r\n\tfor <{meant}>" if len(recipients) == 1 else ""
+    header = (
+        f"{delivered}Received: from {helo}{_tcp_info(envelope.remote_ip)}\r\n"
+        f"\tby {host} with {_protocol(envelope)}{' id ' if name else ''}{name}{alone};\r\n"
+        f"\t{date}\r\n"
+    )
     return header.encode()
 
 
-def _received(envelope: Any, host: str, date: str, utf8: bool) -> str:
-    """Return the Received field, folded, with its CRLF.
+def _mailboxes(recipient: Any, host: str) -> tuple[str, str]:
+    """Return the mailbox that the recipient has at our host, and its own."""
+    user: str = recipient.user
+    own: str = recipient.host
+    if own and user.isalnum():  # as most are: what Address itself would write, without a call of it
+        return f"{user}@{host}", f"{user}@{own}"
+    return recipient.at(host), str(recipient)
 
-    The recipient stands in it only if there is one: several would tell each of the others (RFC 5321 section 7.2).
-    """
-    helo = _BREAKS_HELO.sub("?", _text(envelope.helo, utf8)) or "unknown"
-    name = envelope.hashes[0] if envelope.hashes else envelope.queued_id  # a store tells the client the first hash
-    named = f" id {_text(name, utf8)}" if name else ""
-    meant = f"\r\n\tfor <{_text(str(envelope.rcpt_to[0]), utf8)}>" if len(envelope.rcpt_to) == 1 else ""
-    return (
-        f"Received: from {helo}{_tcp_info(envelope.remote_ip)}\r\n"
-        f"\tby {_text(host, utf8)} with {_protocol(envelope)}{named}{meant};\r\n"
-        f"\t{date}\r\n"
-    )
+
+def _is_plain(text: str) -> bool:
+    """Whether it can stand on a line as it is, and so can every part of it."""
+    try:
+        octets = text.encode("ascii")
+    except UnicodeEncodeError:
+        return False
+    return len(octets) <= _MAX_TEXT and octets.translate(_CONTROLS_AS_BLANKS) == octets
+
+
+def _is_name(helo: str) -> bool:
+    """Whether it is the name of a host, letters and digits, hyphens and dots; none of them breaks the line."""
+    for index in range(len(helo)):
+        octet = ord(helo[index])
+        if not (97 <= octet <= 122 or 48 <= octet <= 57 or 65 <= octet <= 90 or octet == 45 or octet == 46):
+            return False
+    return bool(helo)
 
 
 def _text(text: str, utf8: bool) -> str:
@@ -77,7 +105,7 @@ def _text(text: str, utf8: bool) -> str:
 
     A header has octets beyond ASCII only if the client asked for SMTPUTF8 (RFC 6531 section 3.7.3).
     """
-    if len(text) <= _MAX_TEXT and text.isascii() and text.isprintable():
+    if _is_plain(text):
         return text
     if not utf8:
         return _NOT_ASCII_TEXT.sub("?", text)[:_MAX_TEXT]

@@ -28,10 +28,10 @@ class Header(Processor[HeaderConfig]):
 
     def __init__(self, config: HeaderConfig) -> None:
         super().__init__(config)
+        self._host = config.primary_mail_host  # to ask a model of pydantic's takes longer
         self._dates = Dates()
 
     async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
         """Fill ``delivery_header``, and pass on."""
-        date = self._dates.write(envelope.received_at)
-        envelope.delivery_header = trace_header(envelope, self.config.primary_mail_host, date)
+        envelope.delivery_header = trace_header(envelope, self._host, self._dates.write(envelope.received_at))
         return await call_next()
