@@ -33,6 +33,8 @@ CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
         pytest.param(b": v\r\nA B: v\r\n\xe9: v\r\nA\0: v\r\nC: d", [("C", "d")], id="and a bad name"),
         pytest.param(b"A \t: b\r\n", [("A", "b")], id="blanks before the colon are tolerated"),
         pytest.param(b"A: \t b \t\r\n", [("A", "b")], id="outer blanks go"),
+        pytest.param(b"A:  b\r\nC: d \r\nE:f\t\r\nG:\th", [*zip("ACEG", "bdfh", strict=True)], id="on either side"),
+        pytest.param(b"A B: v\r\nA\tB: v\r\nC D : v\r\nE: f", [("E", "f")], id="blanks inside of a name are not"),
         pytest.param(b"A: b:c\r\nD:\r\n", [("A", "b:c"), ("D", "")], id="a value may hold colons, or nothing"),
         pytest.param(b"A: 1\r\na: 2\r\n", [("A", "1"), ("a", "2")], id="repeated names stay"),
         pytest.param("A: ü€\r\n".encode(), [("A", "ü€")], id="raw UTF-8 is read"),

@@ -123,17 +123,18 @@ class Headers:
     Values are unfolded text as they came: decode encoded words with the parser that filled this, not here.
     """
 
-    __slots__ = ("_fields", "_index")
+    __slots__ = ("_index", "fields")
 
     def __init__(self, fields: Sequence[tuple[str, str]] = ()) -> None:
-        self._fields = tuple(fields)
+        self.fields = tuple(fields)
+        """Each name with its value, in order."""
         self._index: dict[str, list[str]] | None = None
 
     def __len__(self) -> int:
-        return len(self._fields)
+        return len(self.fields)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        return iter(self._fields)
+        return iter(self.fields)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and bool(self._values(name))
@@ -151,13 +152,13 @@ class Headers:
         index = self._index
         if index is None:  # of most messages nobody asks for a field
             index = {}
-            for each, value in self._fields:
+            for each, value in self.fields:
                 index.setdefault(each.lower(), []).append(value)
             self._index = index
         return index.get(name.lower(), ())
 
     def __repr__(self) -> str:
-        return f"Headers({list(self._fields)!r})"
+        return f"Headers({list(self.fields)!r})"
 
 
 NO_HEADERS = Headers()

@@ -61,29 +61,41 @@ def parse_header(data: Body) -> Headers:
     without control characters. What is no field (a line without a colon, with blanks in its name, the ``From`` line
     of an mbox) is left out, its continuation lines too.
     """
-    if data[:2] == b"\r\n":
-        return Headers()
     end = data.find(b"\r\n\r\n", 0, _MAX_BLOCK)
     block = data[: end if end >= 0 else _MAX_BLOCK]
-    plain = block.translate(_PLAIN) == block  # as most headers are: seen quicker at once than field by field
+    if block.startswith(b"\r\n"):
+        return Headers()
     unfolded = block.decode("latin-1").replace("\r\n ", " ").replace("\r\n\t", "\t")
+    plain = block.translate(_PLAIN) == block  # as most headers are: seen quicker at once than field by field
     fields: list[tuple[str, str]] = []
     for line in unfolded.split("\r\n", _MAX_LINES)[:_MAX_LINES]:
         colon = line.find(":")
         if colon < 0:
             continue
-        name, value = line[:colon], line[colon + 1 :]
         ordinary = plain and "\r" not in line and "\n" not in line
-        # In plain text, what the pattern has to say of a name is this, since there is no colon in it.
-        if not ordinary or not 0 < colon <= _MAX_NAME or " " in name or "\t" in name:
-            # RFC 5322 section 4.5 (obsolete syntax): blanks may stand before the colon.
-            name = name.rstrip(" \t")
-            if not _NAME.fullmatch(name):
-                continue
-        if not ordinary:
-            value = _text(value)
-        fields.append((name, value.strip(" \t")[:_MAX_VALUE]))
+        if name := _name(line[:colon], ordinary):
+            fields.append((name, _value(line, colon + 1, ordinary)))
     return Headers(fields)
+
+
+def _name(name: str, ordinary: bool) -> str:
+    """Return the name of a field, in which there is no colon; nothing if it cannot be one."""
+    # In plain text, this is what the pattern has to say.
+    if ordinary and len(name) <= _MAX_NAME and (name.isalnum() or (" " not in name and "\t" not in name)):
+        return name
+    # RFC 5322 section 4.5 (obsolete syntax): blanks may stand before the colon.
+    name = name.rstrip(" \t")
+    return name if _NAME.fullmatch(name) else ""
+
+
+def _value(line: str, start: int, ordinary: bool) -> str:
+    """Return the value that starts there, without outer blanks and control characters."""
+    if start < len(line) and line[start] == " ":  # as nearly always, and most often there is no other
+        start += 1
+    value = line[start:] if ordinary else _text(line[start:])
+    if value and (ord(value[0]) <= 32 or ord(value[-1]) <= 32):
+        value = value.strip(" \t")
+    return value if len(value) <= _MAX_VALUE else value[:_MAX_VALUE]
 
 
 def _text(value: str) -> str:
@@ -100,8 +112,8 @@ def text_of(header: Headers, name: str) -> str:
     """
     wanted = name.lower()
     # One look at each name costs less than the index that get() makes for many questions.
-    for each, value in header:
-        if each.lower() == wanted:
+    for each, value in header.fields:
+        if len(each) == len(wanted) and each.lower() == wanted:
             return decode_encoded_words(value[:_MAX_ENCODED])[:_MAX_TEXT]
     return ""
 
