@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TypeAlias
 
 from guerrilla.backends.base import CallNext, Process, Task
@@ -20,6 +19,10 @@ def hooked(save_mail: Hook | None, validate_rcpt: Hook | None, following: Proces
         hook = save_mail if task is Task.SAVE_MAIL else validate_rcpt
         if hook is None:
             return following(envelope, task)
-        return hook(envelope, partial(following, envelope, task))
+
+        def call_next() -> Awaitable[Reply]:
+            return following(envelope, task)
+
+        return hook(envelope, call_next)
 
     return process
