@@ -69,6 +69,8 @@ def test_what_is_no_printable_word_does_not(name: bytes) -> None:
         ("FROM:<a@b.test> body=BinaryMIME", (SENDER, 0, "BINARYMIME", False)),
         ("FROM:<a@b.test> SMTPUTF8", (SENDER, 0, "7BIT", True)),
         ("FROM:<ü@b.test> SMTPUTF8", (Address("ü", "b.test"), 0, "7BIT", True)),
+        ("FROM:<a@b.test> SIZE=7 BODY=8BITMIME", (SENDER, 7, "8BITMIME", False)),
+        ("FROM:<a@b.test> BODY=7BIT  SIZE=0007", (SENDER, 7, "7BIT", False)),
         ("FROM:<a@b.test>  SMTPUTF8   SIZE=1 BODY=8BITMIME  ", (SENDER, 1, "8BITMIME", True)),
     ],
 )
@@ -108,6 +110,8 @@ def test_mail_has_a_sender_and_the_parameters_of_our_extensions(argument: str, m
         ("FROM:<a@b.test> SIZE=1 SIZE=1", "501 5.5.4"),
         ("FROM:<a@b.test> SIZE=1 size=2", "501 5.5.4"),
         ("FROM:<a@b.test> ſIZE=1", "501 5.5.4"),
+        ("FROM:<a@b.test> BODY=7BIT BODY=8BITMIME", "501 5.5.4"),
+        ("FROM:<a@b.test> BODY=7BIT SIZE=1 BODY=7BIT", "501 5.5.4"),
         ("FROM:<a@b.test> BODY", "501 5.5.4"),
         ("FROM:<a@b.test> BODY=BOGUS", "501 5.5.4"),
         ("FROM:<a@b.test> BODY=8BITMIME=", "501 5.5.4"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from guerrilla.envelope import Address
 from guerrilla.smtp.address import AddressError, parse_path
@@ -20,6 +20,9 @@ from guerrilla.smtp.replies import (
 
 # int() takes signs, underscores, spaces and digits of every script: only what matches here is given to it.
 _NUMBER = re.compile(rb"[0-9]{1,20}")
+_MAX_SIZE_WORD: Final = 25
+"""Octets of SIZE with such a number."""
+_BODIES: Final = {b"BODY=7BIT": "7BIT", b"BODY=8BITMIME": "8BITMIME"}
 _PARAMETER = re.compile(rb"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([\x21-\x3c\x3e-\x7e]+))?")
 _HELO = re.compile(rb"[\x21-\x7e]{1,255}")
 # What a chunk announces is read to its end, and nobody sends a petabyte.
@@ -76,7 +79,20 @@ def _is_ascii(address: Address, argument: bytes) -> bool:
 
 
 def _extensions(rest: bytes) -> tuple[int, str, bool]:
-    """Read what the parameters say of SIZE, BODY and SMTPUTF8."""
+    """Read what the parameters say of SIZE, BODY and SMTPUTF8: SIZE alone most often, perhaps with BODY."""
+    size, body = -1, ""
+    for word in rest.split(b" "):
+        if size < 0 and word.startswith(b"SIZE=") and len(word) <= _MAX_SIZE_WORD and word[5:].isdigit():
+            size = int(word[5:])
+        elif not body and word in _BODIES:
+            body = _BODIES[word]
+        else:
+            return _any_extensions(rest)
+    return max(size, 0), body or "7BIT", False
+
+
+def _any_extensions(rest: bytes) -> tuple[int, str, bool]:
+    """Read the parameters, whatever they are."""
     given = _parameters(rest)
     size = given.pop(b"SIZE", b"0")
     if size is None or not _NUMBER.fullmatch(size):
