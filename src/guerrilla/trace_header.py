@@ -77,9 +77,11 @@ def _mailboxes(recipient: Any, host: str) -> tuple[str, str]:
     """Return the mailbox that the recipient has at our host, and its own."""
     user: str = recipient.user
     own: str = recipient.host
-    if own and user.isalnum():  # as most are: what Address itself would write, without a call of it
-        return f"{user}@{host}", f"{user}@{own}"
-    return recipient.at(host), str(recipient)
+    if not own:
+        return recipient.at(host), str(recipient)
+    if not user.isalnum():
+        user = recipient.at("")  # as it is written, which may be in quotes
+    return f"{user}@{host}", f"{user}@{own}"
 
 
 def _is_plain(text: str) -> bool:
