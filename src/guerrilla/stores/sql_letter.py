@@ -93,7 +93,7 @@ def _rows(envelope: Envelope, host: str, body: str) -> list[Row]:
 def _first_values(header: Headers) -> dict[str, str]:
     """Return the first value of each field that has a column: to look once takes less time than to ask four times."""
     found: dict[str, str] = {}
-    for name, value in header:
+    for name, value in header.fields:
         name = name.lower()
         if name in _FIELDS and name not in found:
             found[name] = value
