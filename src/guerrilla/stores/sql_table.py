@@ -8,7 +8,7 @@ Nothing here knows of connections.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from operator import itemgetter
 from typing import Any, Final, TypeAlias
@@ -158,6 +158,7 @@ class DriverInsert:
         self.text = str(compiled)
         self._marks = self.text.rpartition(" VALUES ")[2]
         self._values = itemgetter(*order)
+        self._width = len(order)
         adapt = [_adapter(columns[name].type, dialect) for name in order]
         self._adapt = [(at, each) for at, each in enumerate(adapt) if each is not None]
 
@@ -167,10 +168,16 @@ class DriverInsert:
 
     def values(self, row: Row) -> tuple[Any, ...]:
         """Return what is bound to the placeholders for one row."""
-        values = list(self._values(row))
+        return tuple(self.values_of([row]))
+
+    def values_of(self, rows: Sequence[Row]) -> list[Any]:
+        """Return what is bound to the placeholders for several rows, one after the other."""
+        values: list[Any] = []
+        for row in rows:
+            values += self._values(row)
         for at, adapt in self._adapt:
-            values[at] = adapt(values[at])
-        return tuple(values)
+            values[at :: self._width] = map(adapt, values[at :: self._width])
+        return values
 
 
 def _adapter(kind: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:

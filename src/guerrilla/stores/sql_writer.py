@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -255,7 +254,7 @@ class SqlWriter:
         # As one statement: to go on after each would be to wait for the loop's thread to let Python's lock go.
         for first in range(0, len(rows), _MAX_ROWS):
             some = rows[first : first + _MAX_ROWS]
-            execute_embedded(connection, insert.text_of(len(some)), [*chain.from_iterable(map(insert.values, some))])
+            execute_embedded(connection, insert.text_of(len(some)), insert.values_of(some))
 
     async def _after_lost_commit(self, error: BaseException, session: Session, letters: Sequence[Letter]) -> bool:
         """Find out whether the COMMIT was done whose answer did not come: True, or False and it never will be.
