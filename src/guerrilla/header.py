@@ -65,7 +65,9 @@ def parse_header(data: Body) -> Headers:
     block = data[: end if end >= 0 else _MAX_BLOCK]
     if block.startswith(b"\r\n"):
         return Headers()
-    unfolded = block.decode("latin-1").replace("\r\n ", " ").replace("\r\n\t", "\t")
+    unfolded = block.decode("latin-1").replace("\r\n ", " ")
+    if "\t" in unfolded:
+        unfolded = unfolded.replace("\r\n\t", "\t")
     plain = block.translate(_PLAIN) == block  # as most headers are: seen quicker at once than field by field
     fields: list[tuple[str, str]] = []
     for line in unfolded.split("\r\n", _MAX_LINES)[:_MAX_LINES]:
