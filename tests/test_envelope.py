@@ -76,6 +76,7 @@ def test_an_address_is_ascii_if_both_its_parts_are() -> None:
 def test_header_fields_keep_their_order_and_are_found_in_any_case() -> None:
     headers = Headers([("To", "a"), ("X", "1"), ("TO", "b")])
     assert list(headers) == [("To", "a"), ("X", "1"), ("TO", "b")]
+    assert headers.fields == tuple(headers)
     assert len(headers) == 3
     assert headers.get("to") == "a"
     assert headers.get_all("tO") == ["a", "b"]
