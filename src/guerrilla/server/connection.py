@@ -41,12 +41,15 @@ LINGER = 2.0
 
 
 class Connection(asyncio.Protocol):
-    """The protocol object of one client. ``refusal`` is for one too many: it is told, and sent away."""
+    """The protocol object of one client. ``refusal`` is for one too many: it is told, and sent away.
+
+    ``trusted`` says that it is a proxy, which may use XCLIENT, and ``encrypted`` that it begins with a TLS handshake.
+    """
 
     __slots__ = (
         "_answer", "_asked_at", "_began", "_blocked", "_content_since", "_counters", "_early", "_handshaking", "_kept",
         "_loop", "_over", "_paused", "_policy", "_received", "_refusal", "_remote_port", "_server", "_session",
-        "_since", "_tls", "_transport", "_trusted", "_waits", "place", "remote_ip",
+        "_since", "_tls", "_transport", "_trusted", "_waits", "encrypted", "place", "remote_ip",
     )  # fmt: skip
 
     def __init__(
@@ -58,6 +61,7 @@ class Connection(asyncio.Protocol):
         refusal: Reply | None = None,
         *,
         trusted: bool = False,
+        encrypted: bool = False,
     ) -> None:
         self._server = server
         self._policy = server.policy
@@ -70,6 +74,8 @@ class Connection(asyncio.Protocol):
         """The address that it is counted for: none for a proxy that has not told its client; None: not counted."""
         self._refusal = refusal
         self._trusted = trusted
+        self.encrypted = encrypted
+        """Whether TLS is on from the first octet."""
         self._transport: asyncio.Transport | None = None
         self._session: Session | None = None
         self._tls: TLSInfo | None = None
@@ -97,10 +103,9 @@ class Connection(asyncio.Protocol):
             self._transport.write(self._refusal.wire)
             self._close(linger=True)
             return
-        secured = transport.get_extra_info("ssl_object")
-        if secured is not None:
+        if self.encrypted:
             self._counters.tls_handshakes += 1
-            self._tls = tls_info(secured)
+            self._tls = tls_info(transport.get_extra_info("ssl_object"))
         self._session = Session(
             self._policy.settings,
             self._policy,

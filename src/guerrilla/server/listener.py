@@ -7,7 +7,8 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any, Final
 
 from guerrilla.server.connection import LINGER, Connection
@@ -224,16 +225,35 @@ class Server:
         else:
             self.witness.counters.connections_accepted += 1
             self.witness.counters.connections_open += 1
-        connection = Connection(self, remote_ip, remote_port, place, refusal, trusted=trusted)
+        encrypted = self.policy.tls_always_on
+        connection = Connection(self, remote_ip, remote_port, place, refusal, trusted=trusted, encrypted=encrypted)
         self.connections.add(connection)
         self._empty.clear()
-        self.keep(self.loop.create_task(self._connect(accepted, connection, introduced)))
+        if introduced or connection.encrypted:
+            self.keep(self.loop.create_task(self._connect_in_time(accepted, connection, introduced)))
+        else:
+            self._connect(self.loop.connect_accepted_socket(lambda: connection, accepted), accepted, connection)
 
-    async def _connect(self, accepted: socket.socket, connection: Connection, introduced: bool) -> None:
-        """Hand a socket over to its connection, after a PROXY header, and the TLS handshake where TLS is always on."""
+    def _connect(
+        self, handing: Coroutine[Any, Any, Any], accepted: socket.socket, connection: Connection, _: object = None
+    ) -> None:
+        """Hand a socket over to its connection, by the loop's coroutine for that: begin it, or go on with it.
+
+        It waits once, until the connection was told. A task for that would be a twentieth of what a connection costs.
+        """
+        try:
+            told: asyncio.Future[Any] = handing.send(None)
+        except StopIteration:
+            pass
+        except Exception as error:
+            self._not_connected(accepted, connection, error)
+        else:
+            told.add_done_callback(partial(self._connect, handing, accepted, connection))
+
+    async def _connect_in_time(self, accepted: socket.socket, connection: Connection, introduced: bool) -> None:
+        """Do the same after a PROXY header, and the TLS handshake where TLS is always on."""
         policy = self.policy
-        context = policy.tls_context if policy.tls_always_on else None
-        connected = False
+        context = policy.tls_context if connection.encrypted else None
         try:
             if introduced:
                 connection.introduce(await read_header(accepted, policy.handshake_timeout))
@@ -244,17 +264,23 @@ class Server:
                 ssl_handshake_timeout=policy.handshake_timeout if context else None,
                 ssl_shutdown_timeout=LINGER if context else None,
             )
-            connected = True
         except (OSError, ValueError) as error:
             # The client has gone, its header is none, the handshake has failed, or their time is over. ValueError is
             # the loop's, for a client certificate that Python cannot decode.
             if context is not None:
                 self.witness.counters.tls_failures += 1
-            self.policy.log.info("connection failed", client=connection.remote_ip, cause=str(error))
-        finally:
-            if not connected:
-                accepted.close()
-                self.forget(connection)
+            self._not_connected(accepted, connection, error)
+        except BaseException:
+            self._give_up(accepted, connection)
+            raise
+
+    def _not_connected(self, accepted: socket.socket, connection: Connection, error: Exception) -> None:
+        self.policy.log.info("connection failed", client=connection.remote_ip, cause=str(error))
+        self._give_up(accepted, connection)
+
+    def _give_up(self, accepted: socket.socket, connection: Connection) -> None:
+        accepted.close()
+        self.forget(connection)
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
         """Out of descriptors or memory: answer those who wait with 421, by the spare descriptor, and rest a moment."""
