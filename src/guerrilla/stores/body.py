@@ -22,6 +22,8 @@ class Compressed(Protocol):
 def compressed_of(envelope: Envelope) -> Compressed | None:
     """Return what Compressor, or a processor in its place, has left; None if nothing is there."""
     value = envelope.values.get("zlib-compressor")
+    if value is None:
+        return None
     return cast(Compressed, value) if callable(getattr(value, "data", None)) else None
 
 

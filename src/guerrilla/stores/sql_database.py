@@ -58,6 +58,7 @@ class Database:
         """What SQLite is used in."""
         self._connection: Connection | None = None
         """SQLite's one: it has one writer at a time, and more would only wait for one another."""
+        self._path = str(dsn)
         self._file: tuple[int, int] | None = None
         """Device and inode that the path of SQLite led to when that was made."""
         if embedded:
@@ -127,7 +128,7 @@ class Database:
         Raises:
             FileMovedError: if the path leads elsewhere, or nowhere. Raised within a call, it ends the connection.
         """
-        if self.kind == "sqlite" and self._file is not None and self._file != _identity(str(self.dsn)):
+        if self._file is not None and self._file != _identity(self._path):
             raise FileMovedError(
                 f"sql_dsn: {self.dsn} was moved, deleted or replaced while it was in use. It is meant to stay where it "
                 "is until the server is stopped. It is opened again for the next message; if there is none, it is made "
@@ -180,7 +181,7 @@ class Database:
 
         If the file is replaced in between, the old one is remembered, and ``require_file`` finds it out.
         """
-        status = os.stat(str(self.dsn))
+        status = os.stat(self._path)
         self._file = status.st_dev, status.st_ino
 
 
