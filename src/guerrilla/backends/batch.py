@@ -17,8 +17,9 @@ from typing import Final, Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
 
-_LEAST_PATIENCE: Final = 0.001
-"""Seconds that a batch may wait for those who may come, however quick the last commit was: no timer knows less."""
+_LEAST_PATIENCE: Final = 0.002
+"""Seconds that a batch may wait for those who may come, however quick the last commit was. uvloop's timers are of whole
+milliseconds, and may end one too soon."""
 _MOST_PATIENCE: Final = 0.01
 """The same, however slow it was."""
 
