@@ -56,36 +56,40 @@ class Letter:
 
 def _rows(envelope: Envelope, host: str, body: str) -> list[Row]:
     """Return one row per recipient, without the octets."""
-    sender = clean(str(envelope.mail_from), 255)
-    fields = _first_values(envelope.header)
     received = envelope.received_at.astimezone(UTC)
-    common: Row = {
-        "date": datetime.combine(received.date(), received.time()),  # replace(tzinfo=None) takes six times as long
-        "from": sender,
-        "subject": clean(envelope.subject, 255),
-        "body": body,
-        "spam_score": 0.0,
-        "content_type": clean(fields.get("content-type", ""), 64),
-        "has_attach": 0,
-        "ip_addr": _packed(envelope.remote_ip),
-        "return_path": sender,
-        "is_tls": envelope.tls is not None,
-        "reply_to": clean(_in_brackets(fields.get("reply-to", "")), 256),
-        "sender": clean(_in_brackets(fields.get("sender", "")), 256),
-    }
+    date = datetime.combine(received.date(), received.time())  # replace(tzinfo=None) takes six times as long
+    sender = clean(str(envelope.mail_from), 255)
+    subject = clean(envelope.subject, 255)
+    fields = _first_values(envelope.header)
+    content_type = clean(fields.get("content-type", ""), 64)
     message_id = _in_brackets(fields.get("message-id", ""))
+    reply_to = clean(_in_brackets(fields.get("reply-to", "")), 256)
+    header_sender = clean(_in_brackets(fields.get("sender", "")), 256)
+    ip_addr = _packed(envelope.remote_ip)
+    is_tls = envelope.tls is not None
     hashes = envelope.hashes
     if len(hashes) != len(envelope.rcpt_to):
         hashes = [envelope.queued_id] * len(envelope.rcpt_to)
     elif body == "redis":
         hashes = hashes[:1] * len(hashes)
     return [
-        common
-        | {
+        {
+            "date": date,
+            "from": sender,
             "to": clean(recipient.at(host), 256),
-            "recipient": clean(str(recipient), 255),
+            "subject": subject,
+            "body": body,
+            "spam_score": 0.0,
             "hash": clean(key, 32),
+            "content_type": content_type,
+            "recipient": clean(str(recipient), 255),
+            "has_attach": 0,
+            "ip_addr": ip_addr,
+            "return_path": sender,
+            "is_tls": is_tls,
             "message_id": clean(message_id or f"{key}.{recipient.user}@{host}", 256),
+            "reply_to": reply_to,
+            "sender": header_sender,
         }
         for recipient, key in zip(envelope.rcpt_to, hashes, strict=True)
     ]
@@ -120,7 +124,8 @@ def _in_brackets(value: str) -> str:
 
 def clean(text: str, width: int) -> str:
     """Return the text as a column takes it: so many characters, without NUL and lone surrogates."""
-    text = text[:width]
+    if len(text) > width:
+        text = text[:width]
     if text.isascii() and "\0" not in text:
         return text
     return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
