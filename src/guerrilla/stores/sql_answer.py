@@ -23,8 +23,11 @@ async def keep_and_pass(writer: SqlWriter, envelope: Envelope, call_next: CallNe
     except NotKeptError as error:
         log.error(error.event, queued_id=envelope.queued_id, cause=str(error))
         return _ANSWERS.get(error.verdict, STORAGE_NOT_AVAILABLE)
-    async with kept:
+    stays = False
+    try:
         reply = await call_next()
-        if reply.positive:
-            kept.confirm()
-    return reply
+        stays = reply.positive
+        return reply
+    finally:
+        if not stays:
+            await kept.take_back()

@@ -9,7 +9,7 @@ what went to a SQLite file that is not at its path any more does not count (``re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -98,20 +98,27 @@ class NotKeptError(Exception):
 class Kept:
     """A message that is committed: leave the block without ``confirm()``, and it is taken back."""
 
-    def __init__(self, take_back: Callable[[], Awaitable[None]]) -> None:
-        self._take_back = take_back
+    __slots__ = ("_confirmed", "_letter", "_writer")
+
+    def __init__(self, writer: SqlWriter, letter: Letter) -> None:
+        self._writer = writer
+        self._letter = letter
         self._confirmed = False
 
     def confirm(self) -> None:
         """Say that the message may stay."""
         self._confirmed = True
 
+    async def take_back(self) -> None:
+        """Remove it: to the end, even if we are cancelled meanwhile."""
+        await self._writer.take_back(self._letter)
+
     async def __aenter__(self) -> Kept:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if not self._confirmed:
-            await self._take_back()
+            await self.take_back()
 
 
 class SqlWriter:
@@ -202,9 +209,10 @@ class SqlWriter:
                 raise NotKeptError(judge(error), cause_of(error)) from error
             if envelope.hashes:
                 envelope.queued_id = envelope.hashes[0]
-        return Kept(lambda: self._take_back(letter))
+        return Kept(self, letter)
 
-    async def _take_back(self, letter: Letter) -> None:
+    async def take_back(self, letter: Letter) -> None:
+        """Remove the rows of a message that was committed."""
         if letter.rows:
             # Shielded: it is removed to the end even if we are cancelled meanwhile.
             await asyncio.shield(self._remover.add(Removal(letter.keys)))
