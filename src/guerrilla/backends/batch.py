@@ -13,14 +13,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
 
-_LEAST_PATIENCE: Final = 0.002
+_LEAST_PATIENCE = 0.002
 """Seconds that a batch may wait for those who may come, however quick the last commit was. uvloop's timers are of whole
 milliseconds, and may end one too soon."""
-_MOST_PATIENCE: Final = 0.01
+_MOST_PATIENCE = 0.01
 """The same, however slow it was."""
 
 
