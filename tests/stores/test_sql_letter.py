@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 from guerrilla.envelope import Address, Envelope
 from guerrilla.processors.compressor import CompressedMail
@@ -29,3 +30,11 @@ async def test_a_zstd_frame_is_named_so() -> None:
     letter = Letter(envelope, "mx.test")
     assert letter.rows[0]["body"] == "zstd"
     assert await letter.mail() == await compressed.data()
+
+
+async def test_recipients_and_hashes_may_be_tuples() -> None:
+    """Compiled code would refuse them for lists."""
+    envelope: Any = Envelope(queued_id="q" * 32)
+    envelope.rcpt_to = (Address("a", "x"), Address("b", "x"))
+    envelope.hashes = ("1" * 32, "2" * 32)
+    assert Letter(envelope, "mx.test").keys == [("1" * 32, "a@x"), ("2" * 32, "b@x")]

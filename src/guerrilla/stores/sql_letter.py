@@ -1,6 +1,7 @@
 """What a message becomes in the table of mail: a row per recipient, and its octets once for all of them.
 
-It is compiled: this is done for each message that a database keeps.
+It is compiled: this is done for each message that a database keeps. So the envelope is Any where its lists are read:
+compiled code holds to types, and a processor may have put a tuple where a list belongs.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import socket
 from datetime import UTC, datetime
 from ipaddress import ip_address
-from typing import Final
+from typing import Any, Final
 
 from guerrilla.envelope import Envelope, Headers
 from guerrilla.stores.body import body_at_hand, body_of, compressed_of
@@ -54,7 +55,7 @@ class Letter:
         return b"" if self.elsewhere else await body_of(self._envelope)
 
 
-def _rows(envelope: Envelope, host: str, body: str) -> list[Row]:
+def _rows(envelope: Any, host: str, body: str) -> list[Row]:
     """Return one row per recipient, without the octets."""
     received = envelope.received_at.astimezone(UTC)
     date = datetime.combine(received.date(), received.time())  # replace(tzinfo=None) takes six times as long
