@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -49,6 +50,17 @@ def test_ten_recipients_are_all_named(tmp_path: Path) -> None:
     Witness(Counters(), EventBus()).message(log.logger, envelope, 1, OK, 0.0)
     log.close()
     assert json.loads(path.read_text())["recipients"] == [f"r{number}@example.com" for number in range(10)]
+
+
+def test_recipients_may_be_a_tuple(tmp_path: Path) -> None:
+    """Compiled code would refuse it for a list, and the client would wait for ever for what is kept."""
+    path = tmp_path / "log"
+    log = Log(str(path))
+    envelope: Any = Envelope()
+    envelope.rcpt_to = (Address("a", "example.com"),)
+    Witness(Counters(), EventBus()).message(log.logger, envelope, 1, OK, 0.0)
+    log.close()
+    assert json.loads(path.read_text())["recipients"] == ["a@example.com"]
 
 
 @given(st.floats() | st.floats(0, 100) | st.integers(0, 10**7).map(lambda number: (number + 0.5) / 100_000))

@@ -6,7 +6,8 @@ wants it.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from collections.abc import Sequence
+from typing import Any, Final, Literal
 
 from structlog.typing import FilteringBoundLogger
 
@@ -66,7 +67,9 @@ class Witness:
 
     def message(self, log: FilteringBoundLogger, envelope: Envelope, size: int, reply: Reply, seconds: float) -> None:
         """A message was answered, ``seconds`` after its end. ``size`` is that of its content as it came, in octets."""
-        code, recipients = reply.code, envelope.rcpt_to
+        code = reply.code
+        written: Any = envelope
+        recipients = written.rcpt_to  # a processor may have made a tuple of them, which compiled code takes for no list
         self.counters.count_message(reply, len(recipients), size, seconds)
         log_info(
             log,
@@ -132,7 +135,7 @@ class Witness:
         )
 
 
-def _some(recipients: list[Address]) -> list[str]:
+def _some(recipients: Sequence[Address]) -> list[str]:
     """Write so many of them as a line has room for."""
     written = [str(recipient) for recipient in recipients[:MAX_LOGGED_RECIPIENTS]]
     if len(recipients) > MAX_LOGGED_RECIPIENTS:
