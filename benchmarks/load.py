@@ -120,6 +120,7 @@ class Load:
         self._clients: set[Client] = set()
         self._opening: set[asyncio.Task[None]] = set()
         self._context = _trusting() if job.tls else None
+        self._began = 0.0
         self._done: asyncio.Future[None] = loop.create_future()
         if not job.size and job.kept:
             raise LoadError("a connection that is kept needs messages: meant: kept false, or a size")
@@ -176,6 +177,13 @@ class Load:
         except OSError as error:
             self.fail(f"no connection: {error}")
 
+    def begin_due(self) -> None:
+        """Begin the messages whose time has come, as far as connections are free."""
+        total = self.job.messages
+        due = min(total, int((time.perf_counter() - self._began) * self.job.rate) + 1)
+        while self.free and total - self.left < due and self.next_message():
+            self.free.popleft().begin()
+
     async def secure(self, client: Client, transport: asyncio.Transport) -> asyncio.Transport:
         """Shake hands after STARTTLS (RFC 3207)."""
         assert self._context is not None
@@ -190,11 +198,9 @@ class Load:
         """
         while len(self.free) < self.job.connections and not self._done.done():
             await asyncio.sleep(0.01)
-        start, total = time.perf_counter(), self.job.messages
+        self._began = time.perf_counter()
         while self.left and not self._done.done():
-            due = min(total, int((time.perf_counter() - start) * self.job.rate) + 1)
-            while self.free and total - self.left < due and self.next_message():
-                self.free.popleft().begin()
+            self.begin_due()
             await asyncio.sleep(0.001)
         while len(self.free) < self.job.connections and not self._done.done():
             await asyncio.sleep(0.001)
@@ -322,6 +328,7 @@ class Client(asyncio.Protocol):
         load.latencies.append(time.perf_counter() - self._sent_at)
         if load.job.rate:
             load.free.append(self)
+            load.begin_due()  # one that waits for a free connection
         elif load.job.kept:
             self._go_on()
         else:
