@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -108,6 +110,22 @@ async def test_next_batch_fills_while_one_commits() -> None:
     assert [task.done() for task in tasks] == [True, False, False, False]
     second.done()
     await asyncio.gather(*tasks)
+    await store.close()
+
+
+async def test_who_is_waited_for_in_vain_is_waited_for_half_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that waits to no purpose halves what the next one may wait; one that has all gives it back."""
+    seconds = itertools.count(0.0, 0.008)  # of a clock that is read at the begin and the end of a commit
+    monkeypatch.setattr("guerrilla.backends.batch.time", SimpleNamespace(monotonic=seconds.__next__))
+    store = Store()
+    patience = []
+    for items in ((1, 2), (3,), (4, 5), (6,), (7,)):
+        tasks = store.add(*items)
+        (await store.commits.get()).done()
+        await asyncio.gather(*tasks)
+        await asyncio.sleep(0)
+        patience.append(round(store.batcher._patience, 6))
+    assert patience == [0.008, 0.004, 0.008, 0.004, 0.008]
     await store.close()
 
 

@@ -138,20 +138,22 @@ class Batcher(Generic[ItemT]):
                     error = await self._attempt(self._undo, unwanted)
                     if error is not None:
                         self._on_error(error)
-                await self._let_come()
+                in_time = await self._let_come()
                 batch = self._next_batch()
                 began = time.monotonic()
                 await self._settle(batch)
-                self._patience = min(max(time.monotonic() - began, _LEAST_PATIENCE), _MOST_PATIENCE)
+                # Who is waited for in vain may be too slow for good: half of it is lost next time, not all.
+                patience = time.monotonic() - began if in_time else self._patience / 2
+                self._patience = min(max(patience, _LEAST_PATIENCE), _MOST_PATIENCE)
                 self._expected = min(len(batch) + len(self._waiting), self._max_items)
         finally:
             self._runner = None
 
-    async def _let_come(self) -> None:
-        """Wait for those who may come."""
+    async def _let_come(self) -> bool:
+        """Wait for those who may come, and return whether all were there in time."""
         await asyncio.sleep(0)  # those who come in the same turn of the loop are there then
         if self._closed or len(self._waiting) >= self._expected:
-            return
+            return True
         assert self._loop is not None
         self._all_there = self._loop.create_future()
         timer = self._loop.call_later(self._patience, self._wait_no_longer)
@@ -160,6 +162,7 @@ class Batcher(Generic[ItemT]):
         finally:
             timer.cancel()
             self._all_there = None
+        return len(self._waiting) >= self._expected
 
     def _wait_no_longer(self) -> None:
         if self._all_there is not None and not self._all_there.done():
