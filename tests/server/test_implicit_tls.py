@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,19 @@ async def test_a_hello_that_is_here_before_we_look_is_not_lost(serve: HouseMaker
     await asyncio.gather(*(client.secure(certificate.client_context()) for client in clients))
     for client in clients:
         assert (await client.reply()).startswith("220")
+
+
+async def test_who_was_accepted_for_tls_speaks_it_though_a_policy_without_it_is_adopted_at_once(
+    serve: HouseMaker, certificate: Certificate
+) -> None:
+    house = serve(tls_always_on=True)
+    client = house.client()
+    with contextlib.suppress(BlockingIOError):
+        client.sock.connect(house.server.address)  # it is in the queue, without a turn of the loop
+    house.server._accept(house.server._sockets[0])
+    house.server.adopt(serve().server.policy)
+    await client.secure(certificate.client_context())
+    assert (await client.reply()).startswith("220")
 
 
 async def test_what_comes_with_the_last_octets_of_the_handshake_is_not_lost(

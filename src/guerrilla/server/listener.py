@@ -230,7 +230,7 @@ class Server:
         self.connections.add(connection)
         self._empty.clear()
         if introduced or connection.encrypted:
-            self.keep(self.loop.create_task(self._connect_in_time(accepted, connection, introduced)))
+            self.keep(self.loop.create_task(self._connect_in_time(accepted, connection, introduced, self.policy)))
         else:
             self._connect(self.loop.connect_accepted_socket(lambda: connection, accepted), accepted, connection)
 
@@ -250,9 +250,13 @@ class Server:
         else:
             told.add_done_callback(partial(self._connect, handing, accepted, connection))
 
-    async def _connect_in_time(self, accepted: socket.socket, connection: Connection, introduced: bool) -> None:
-        """Do the same after a PROXY header, and the TLS handshake where TLS is always on."""
-        policy = self.policy
+    async def _connect_in_time(
+        self, accepted: socket.socket, connection: Connection, introduced: bool, policy: Policy
+    ) -> None:
+        """Do the same after a PROXY header, and the TLS handshake where TLS is always on.
+
+        ``policy`` is the one that it was accepted under: there may be another one before this begins.
+        """
         context = policy.tls_context if connection.encrypted else None
         try:
             if introduced:
