@@ -5,7 +5,9 @@ from __future__ import annotations
 import zlib
 from typing import Any
 
-from guerrilla.envelope import Address, Envelope
+import pytest
+
+from guerrilla.envelope import Address, Envelope, Headers
 from guerrilla.processors.compressor import CompressedMail
 from guerrilla.stores.sql_letter import Letter
 
@@ -32,9 +34,27 @@ async def test_a_zstd_frame_is_named_so() -> None:
     assert await letter.mail() == await compressed.data()
 
 
-async def test_recipients_and_hashes_may_be_tuples() -> None:
-    """Compiled code would refuse them for lists."""
+def test_recipients_and_hashes_may_be_tuples() -> None:
     envelope: Any = Envelope(queued_id="q" * 32)
-    envelope.rcpt_to = (Address("a", "x"), Address("b", "x"))
-    envelope.hashes = ("1" * 32, "2" * 32)
-    assert Letter(envelope, "mx.test").keys == [("1" * 32, "a@x"), ("2" * 32, "b@x")]
+    envelope.rcpt_to, envelope.hashes = (Address("a", "x"), Address("b", "x")), ("h" * 32, "i" * 32)
+    assert Letter(envelope, "mx.test").keys == [("h" * 32, "a@x"), ("i" * 32, "b@x")]
+
+
+class Asked(Headers):
+    """A header whose fields are not where ours has them."""
+
+    def get(self, name: str, default: str = "") -> str:
+        return {"Sender": "<a@x>", "Message-ID": "<1@x>"}.get(name, default)
+
+
+class Mapped:
+    """A header that is none of ours, and can be asked alone."""
+
+    get = Asked().get
+
+
+@pytest.mark.parametrize("header", [Asked(), Mapped()])
+def test_a_header_of_another_kind_is_asked_for_its_fields(header: Any) -> None:
+    envelope = Envelope(rcpt_to=[Address("a", "x")], queued_id="q" * 32, header=header)
+    [row] = Letter(envelope, "mx.test").rows
+    assert (row["sender"], row["message_id"], row["reply_to"]) == ("a@x", "1@x", "")

@@ -1,7 +1,7 @@
 """What a message becomes in the table of mail: a row per recipient, and its octets once for all of them.
 
-It is compiled: this is done for each message that a database keeps. So the envelope is Any where its lists are read:
-compiled code holds to types, and a processor may have put a tuple where a list belongs.
+It is compiled: this is done for each message that a database keeps. What a processor may have put into the envelope is
+Any: compiled code holds to types, and a tuple may stand where a list belongs.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from guerrilla.envelope import Envelope, Headers
 from guerrilla.stores.body import body_at_hand, body_of, compressed_of
 from guerrilla.stores.sql_table import Row
 
-_FIELDS: Final = frozenset({"content-type", "message-id", "reply-to", "sender"})
+_FIELDS: Final = ("Content-Type", "Message-ID", "Reply-To", "Sender")
 """Those of the header that have columns."""
+_COLUMNS: Final = frozenset(name.lower() for name in _FIELDS)
 
 
 class Letter:
@@ -96,12 +97,18 @@ def _rows(envelope: Any, host: str, body: str) -> list[Row]:
     ]
 
 
-def _first_values(header: Headers) -> dict[str, str]:
-    """Return the first value of each field that has a column: to look once takes less time than to ask four times."""
-    found: dict[str, str] = {}
-    for name, value in header.fields:
-        name = name.lower()
-        if name in _FIELDS and name not in found:
+def _first_values(header: Any) -> dict[str, Any]:
+    """Return the first value of each field that has a column: to look once takes less time than to ask four times.
+
+    What is not our own, or derived from it, is asked.
+    """
+    if type(header) is not Headers:
+        return {name.lower(): header.get(name) for name in _FIELDS}
+    found: dict[str, Any] = {}
+    fields: Any = header.fields
+    for each, value in fields:
+        name = each.lower()
+        if name in _COLUMNS and name not in found:
             found[name] = value
     return found
 
