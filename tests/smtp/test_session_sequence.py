@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from guerrilla.envelope import NULL_PATH, Address, Envelope
@@ -438,6 +440,25 @@ def test_a_recipient_that_a_processor_has_renamed_is_known_by_what_the_client_ca
         f"real-{name}" for name in ("one", "two") if name != refused
     ]
     assert len(asked) == {"": 2, "one": 4, "two": 3}[refused]
+
+
+@pytest.mark.parametrize("again", [list, tuple])
+def test_a_processor_may_strike_out_itself_whom_it_refuses(again: type[Any]) -> None:
+    """Else the one before would be struck out too, which was told 250."""
+
+    def strike_out(question: Question) -> Reply:
+        if isinstance(question, MessageReceived):
+            return queued("x")
+        envelope: Any = question.envelope
+        refused = envelope.rcpt_to[-1].user == "two"
+        envelope.rcpt_to = again(envelope.rcpt_to[:-1] if refused else envelope.rcpt_to)
+        return NO_SUCH_USER if refused else RECIPIENT_OK
+
+    dialogue = greeted(validates=True, decide=strike_out).say("MAIL FROM:<a@x.test>").expect("250")
+    for name, code in (("two", "550"), ("one", "250"), ("two", "550"), ("three", "250")):
+        dialogue.say(f"RCPT TO:<{name}@y.test>").expect(code)
+    dialogue.say("DATA", ".").expect("354", "250")
+    assert [recipient.user for recipient in dialogue.envelopes[0].rcpt_to] == ["one", "three"]
 
 
 def test_an_event_that_asks_is_a_value_a_driver_may_keep_in_a_set() -> None:

@@ -134,7 +134,9 @@ class Session(Conversation):
             self._end_transaction()
             if reply.positive:
                 self._patience.renew()
-        elif not reply.positive:
+        elif reply.positive:
+            transaction.keep()
+        else:
             transaction.take_back()
             if not reply.temporary:
                 self._count_error()

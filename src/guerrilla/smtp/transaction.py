@@ -7,6 +7,7 @@ sender, a recipient or an octet, can reach the next one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from guerrilla.envelope import Address, Envelope
 from guerrilla.smtp.data import Content, DotReader, Newlines
@@ -18,7 +19,8 @@ class Transaction:
     """What was said since MAIL was accepted."""
 
     __slots__ = (
-        "_latest", "_named", "_settings", "chunks_failed", "content", "envelope", "overshoot", "reader", "recipients",
+        "_before", "_latest", "_named", "_settings", "chunks_failed", "content", "envelope", "overshoot", "reader",
+        "recipients",
     )  # fmt: skip
 
     def __init__(self, envelope: Envelope, settings: Settings) -> None:
@@ -26,6 +28,8 @@ class Transaction:
         self.envelope = envelope
         self.recipients = 0
         """RCPT commands that were accepted, those that repeat a recipient included."""
+        self._before = 0
+        """Those on the envelope when the latest was added."""
         self._latest: Address | None = None
         self._named: set[Address | None] | None = None
         self.overshoot = 0
@@ -52,12 +56,21 @@ class Transaction:
                 return False
             self._named.add(recipient)
         self._latest = recipient
-        self.envelope.rcpt_to.append(recipient)
+        recipients = self.envelope.rcpt_to
+        self._before = len(recipients)
+        recipients.append(recipient)
         return True
 
+    def keep(self) -> None:
+        """Let the recipient that was added last stay, as whatever a processor has made of it."""
+        envelope: Any = self.envelope
+        if not isinstance(envelope.rcpt_to, list):
+            envelope.rcpt_to = list(envelope.rcpt_to)
+
     def take_back(self) -> None:
-        """Strike out the recipient that was added last."""
-        self.envelope.rcpt_to.pop()
+        """Strike out the recipient that was added last; the processor that refused it may have done so itself."""
+        self.keep()
+        del self.envelope.rcpt_to[self._before :]
         self.recipients -= 1
         if self._named is None:
             self._latest = None
