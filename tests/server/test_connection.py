@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from guerrilla.envelope import Envelope
-from guerrilla.smtp.replies import NO_SUCH_USER, SHUTTING_DOWN, Reply, queued
+from guerrilla.smtp.replies import LOCAL_ERROR, NO_SUCH_USER, SHUTTING_DOWN, Reply, queued
+from guerrilla.testing.recording import RecordingBackend
 
 if TYPE_CHECKING:
     from tests.server.conftest import Client, Gate, HouseMaker
@@ -259,6 +260,52 @@ async def test_a_fault_of_the_backend_is_451_for_the_client_and_an_error_in_the_
     first, second, message = house.log
     assert (first["event"], second["event"], message["outcome"]) == ("backend failed", "backend failed", "deferred")
     assert isinstance(second["exc_info"], BaseException)
+
+
+class Spoils(RecordingBackendThat):
+    """A backend that leaves on the envelope what does not belong there."""
+
+    async def process(self, envelope: Any) -> Reply:
+        envelope.rcpt_to = None
+        return self._message
+
+    async def validate_rcpt(self, envelope: Any) -> Reply:
+        envelope.rcpt_to = None
+        return await super().validate_rcpt(envelope)
+
+
+@pytest.mark.parametrize("reply", [queued("x"), LOCAL_ERROR, NO_SUCH_USER])
+async def test_what_cannot_be_told_of_is_answered_all_the_same(serve: HouseMaker, reply: Reply) -> None:
+    """Nobody else would: the limits of time are the backend's, and that has answered."""
+    house = serve(Spoils(reply))
+    client = await house.greeted()
+    await client.talk("MAIL FROM:<>", "RCPT TO:<b@example.com>", "DATA")
+    assert await client.say("You\r\n.") == str(reply)
+    assert await client.talk("NOOP") == ["250"]
+    (record,) = house.log
+    assert (record["event"], record["reply"]) == ("an answer could not be told of", str(reply))
+
+
+@pytest.mark.parametrize("reply", [Reply(250), NO_SUCH_USER])
+async def test_a_client_that_cannot_be_answered_is_cut_off(serve: HouseMaker, reply: Reply) -> None:
+    house = serve(Spoils(rcpt=reply))
+    client = await house.greeted()
+    await client.send(b"MAIL FROM:<>\r\nRCPT TO:<b@example.com>\r\n")
+    assert codes(await client.rest()) in ([b"250"], []), "a reset may sweep away what is not read yet"
+    (record,) = house.log
+    assert record["event"] == "a client could not be answered"
+
+
+async def test_a_recipient_that_a_processor_has_struck_out_itself_is_refused(serve: HouseMaker) -> None:
+    def strike_out(envelope: Envelope) -> Reply:
+        envelope.rcpt_to.pop()
+        return NO_SUCH_USER
+
+    house = serve(RecordingBackend(on_rcpt=strike_out))
+    client = await house.greeted()
+    await client.talk("MAIL FROM:<>")
+    assert await client.talk("RCPT TO:<nobody@example.com>", "NOOP") == ["550", "250"]
+    assert house.log == [], "it could be told of"
 
 
 async def test_a_client_that_talks_on_reads_why_it_was_sent_away(serve: HouseMaker) -> None:

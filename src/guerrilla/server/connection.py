@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from guerrilla.counters import Counters
-from guerrilla.envelope import Envelope, TLSInfo
+from guerrilla.envelope import Address, Envelope, TLSInfo
 from guerrilla.server.tls import tls_info
 from guerrilla.smtp.events import (
     Busy,
@@ -261,9 +261,10 @@ class Connection(asyncio.Protocol):
             if event is None:
                 break
             if isinstance(event, MessageReceived):
-                self._ask(self._policy.backend.process, event.envelope, log=True)
+                self._ask(self._policy.backend.process, event.envelope)
             elif isinstance(event, RcptReceived):
-                self._ask(self._policy.backend.validate_rcpt, event.envelope, log=False)
+                # Remembered: a processor may rename it, or strike it out itself.
+                self._ask(self._policy.backend.validate_rcpt, event.envelope, event.envelope.rcpt_to[-1])
             elif isinstance(event, CommandRefused):
                 self._server.witness.command_refused(
                     self._policy.log, self._server.name, self.client, event.line, event.reply
@@ -351,7 +352,9 @@ class Connection(asyncio.Protocol):
         owed = (now - self._content_since - self._policy.timeout) * self._policy.min_data_rate
         return self._received < owed
 
-    def _ask(self, question: Callable[[Envelope], Awaitable[Reply]], envelope: Envelope, *, log: bool) -> None:
+    def _ask(
+        self, question: Callable[[Envelope], Awaitable[Reply]], envelope: Envelope, recipient: Address | None = None
+    ) -> None:
         """Put a question to the backend; ``_answered`` is called once it has an answer."""
         self._asked_at = perf_counter()  # the loop's clock stands still while a callback runs
         answer: asyncio.Future[Any]
@@ -368,29 +371,48 @@ class Connection(asyncio.Protocol):
                 answer = self._loop.create_task(promise if inspect.iscoroutine(promise) else _awaited(promise))
                 self._server.keep(answer)
         self._answer = answer
-        answer.add_done_callback(lambda done: self._answered(done, envelope, log=log))
+        answer.add_done_callback(lambda done: self._answered(done, envelope, recipient))
 
-    def _answered(self, done: asyncio.Future[Any], envelope: Envelope, *, log: bool) -> None:
+    def _answered(self, done: asyncio.Future[Any], envelope: Envelope, recipient: Address | None) -> None:
+        """Give the client its answer, whatever processors have made of the envelope: nobody else looks after it now."""
         session = self._session
+        reply = LOCAL_ERROR
+        try:
+            reply = self._answer_of(done, envelope)
+            self._tell_answer(envelope, recipient, reply)
+        except Exception as error:
+            self._policy.log.error("an answer could not be told of", reply=str(reply), exc_info=error)
+        finally:
+            if session is not None and session.asking:
+                self._pass_on(session, reply)
+
+    def _answer_of(self, done: asyncio.Future[Any], envelope: Envelope) -> Reply:
         try:
             reply = done.result()
             if not isinstance(reply, Reply):
                 raise TypeError(f"the backend answered {reply!r}, which is no Reply")
         except (Exception, asyncio.CancelledError) as error:
             if self._over and done.cancelled():
-                reply = SHUTTING_DOWN  # we gave it up ourselves
-            else:
-                self._policy.log.error("backend failed", queued_id=envelope.queued_id, exc_info=error)
-                reply = LOCAL_ERROR
-        if log:
+                return SHUTTING_DOWN  # we gave it up ourselves
+            self._policy.log.error("backend failed", queued_id=envelope.queued_id, exc_info=error)
+            return LOCAL_ERROR
+        return reply
+
+    def _tell_answer(self, envelope: Envelope, recipient: Address | None, reply: Reply) -> None:
+        if recipient is None:
             self._kept += reply.positive
             seconds = perf_counter() - self._asked_at
             self._server.witness.message(self._policy.log, envelope, len(envelope.data), reply, seconds)
         elif not reply.positive:
-            self._server.witness.recipient_refused(envelope, envelope.rcpt_to[-1], reply)
-        if session is not None and session.asking:
+            self._server.witness.recipient_refused(envelope, recipient, reply)
+
+    def _pass_on(self, session: Session, reply: Reply) -> None:
+        try:
             session.reply(reply)
             self._advance(talking=True)
+        except Exception as error:  # of what a processor has made of the recipients
+            self.abort()
+            self._policy.log.error("a client could not be answered", client=self.remote_ip, exc_info=error)
 
     # STARTTLS.
 
