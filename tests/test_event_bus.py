@@ -368,6 +368,39 @@ async def test_objects_and_partial_functions_are_called_as_what_they_are(
     assert await taker.take(2) == [connected(), connected()]
 
 
+class Proxy:
+    """Stands for something far away, as that of XML-RPC: whatever is asked of it is another proxy, also to compare."""
+
+    def __init__(self, take: Callable[[Any], object]) -> None:
+        self._take = take
+
+    def __getattr__(self, name: str) -> Proxy:
+        return self
+
+    def __eq__(self, other: object) -> Any:
+        return [self] if other is self else []
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, event: Event) -> None:
+        self._take(event)
+
+
+async def test_a_proxy_may_subscribe(bus: EventBus, log: FilteringBoundLogger, taker: Taker) -> None:
+    bus.start(log)
+    proxy = Proxy(taker.on_event_in_thread)
+    for _ in range(2):
+        bus.subscribe(Event, Proxy(taker.on_event_in_thread))
+        bus.subscribe(Event, proxy)
+    bus.publish(connected())
+    assert len(await taker.take(3)) == 3
+    bus.unsubscribe(Event, proxy)
+    bus.publish(connected())
+    assert len(await taker.take(2)) == 2
+    await bus.close()
+    assert taker.empty
+
+
 async def test_a_subscriber_that_hangs_holds_neither_the_others_nor_who_publishes(
     bus: EventBus, log: FilteringBoundLogger, records: LogCapture, taker: Taker
 ) -> None:

@@ -164,14 +164,15 @@ class _Subscription:
 
     @property
     def name(self) -> str:
-        return getattr(self.function, "__qualname__", None) or repr(self.function)
+        # str: what a proxy answers, which has all attributes, may be anything, and compiled code holds to types
+        return str(getattr(self.function, "__qualname__", None) or repr(self.function))
 
     @property
     def waiting(self) -> int:
         return len(self._queue)
 
     def is_for(self, event: type[Event], function: Callable[[Any], object]) -> bool:
-        return self.event is event and self.function == function
+        return self.event is event and bool(self.function == function)  # an object may answer what is no bool
 
     def put(self, event: Event) -> None:
         with self._lock:
