@@ -7,14 +7,16 @@ import contextlib
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import pytest
+import structlog
 from structlog.testing import LogCapture
 
 from guerrilla.backends.base import CallNext, Decorator, State, Task
 from guerrilla.backends.gateway import CONVEYOR_CAPACITY, Gateway, InitializeError
 from guerrilla.backends.processor import FunctionProcessor, Processor, ProcessorConfig, processor
+from guerrilla.backends.registry import Registry
 from guerrilla.envelope import Address, Envelope
 from guerrilla.smtp.replies import (
     LOCAL_ERROR,
@@ -440,6 +442,47 @@ async def test_raising(running: Start, records: LogCapture, task: Task, error: B
     assert entry["exc_info"]
     assert (entry["event"], entry["task"]) == ("processor failed", task.value)
     assert await submit(gateway, task) is OK
+
+
+async def test_a_queue_id_that_is_no_text_costs_no_worker(running: Start, records: LogCapture) -> None:
+    """Compiled code held it to be one when it was to be written down, and no message was answered any more."""
+
+    async def process(envelope: Any, task: Task) -> Reply:
+        envelope.queued_id = 7
+        raise ValueError
+
+    gateway = await running("Bad", ONE, Bad=bare(process))
+    for _ in range(2):
+        assert await gateway.process(Envelope()) is LOCAL_ERROR
+    assert [entry["queued_id"] for entry in records.entries] == [7, 7]
+
+
+class Unspeakable:
+    """Cannot even be shown."""
+
+    def __repr__(self) -> str:
+        raise ValueError
+
+
+@pytest.mark.parametrize("answer", [None, Unspeakable()], ids=["none", "one that cannot be shown"])
+async def test_a_log_that_fails_costs_no_worker(answer: Any) -> None:
+    def fail(*_: object) -> str:
+        raise OSError("the log has gone")
+
+    async def process(envelope: Envelope, task: Task) -> Reply:
+        if envelope.helo == "bad":
+            raise ValueError
+        return cast(Reply, answer)
+
+    registry = Registry()
+    registry.add("Bad", bare(process))
+    log = structlog.wrap_logger(structlog.PrintLogger(), processors=[fail])
+    gateway = Gateway(registry.build({"save_process": "Bad"} | ONE), log)
+    await gateway.initialize()
+    await gateway.start()
+    assert await gateway.process(Envelope(helo="bad")) is LOCAL_ERROR
+    assert await gateway.process(Envelope()) is LOCAL_ERROR
+    await gateway.shutdown()
 
 
 async def test_a_hook_that_is_not_asynchronous(running: Start, records: LogCapture) -> None:

@@ -13,9 +13,9 @@ import contextlib
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from structlog.typing import FilteringBoundLogger
 
@@ -287,19 +287,13 @@ class Gateway:
                 if not job.void:
                     raise  # it is the worker itself that is to end
             else:
-                self._log.exception("processor failed", task=job.task.value, queued_id=job.envelope.queued_id)
+                _tell(self._log.exception, "processor failed", job)
             return LOCAL_ERROR
         if not isinstance(reply, Reply):
-            self._log.error(
-                "processor gave no reply",
-                task=job.task.value,
-                queued_id=job.envelope.queued_id,
-                found=repr(reply)[:80],
-                meant="a Reply",
-            )
+            _tell(self._log.error, "processor gave no reply", job, reply)
             return LOCAL_ERROR
         if job.void and job.task is Task.SAVE_MAIL and reply.positive:
-            self._log.error("kept after its time was over: the client sends it again", queued_id=job.envelope.queued_id)
+            _tell(self._log.error, "kept after its time was over: the client sends it again", job)
         return reply
 
     def _expire(self, job: _Job) -> None:
@@ -307,7 +301,7 @@ class Gateway:
         if not job.answer.done():
             job.answer.set_result(SAVE_TIMEOUT if job.task is Task.SAVE_MAIL else STORAGE_TIMEOUT)
         job.void_work()
-        self._log.warning("time is over", task=job.task.value, queued_id=job.envelope.queued_id)
+        _tell(self._log.warning, "time is over", job)
 
     async def _close_processors(self) -> None:
         """Shut down in reverse order all that were to be initialized; one that fails does not stop the others."""
@@ -319,6 +313,17 @@ class Gateway:
                     await processor.shutdown()
             except Exception:
                 self._log.exception("processor failed to shut down", processor=name)
+
+
+def _tell(log: Callable[..., object], event: str, job: _Job, *found: object) -> None:
+    """Write down what became of a job, and what was found where a Reply was meant.
+
+    Neither a log that fails, nor a queue id that is no text any more, may cost a worker.
+    """
+    envelope: Any = job.envelope
+    with contextlib.suppress(Exception):
+        fields = {"found": repr(found[0])[:80], "meant": "a Reply"} if found else {}
+        log(event, task=job.task.value, queued_id=envelope.queued_id, **fields)
 
 
 def _answered(reply: Reply) -> asyncio.Future[Reply]:
