@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from guerrilla.counters import Counters
 from guerrilla.envelope import Address, Envelope
 from guerrilla.event_bus import EventBus
+from guerrilla.events import MailEvent
 from guerrilla.log import Log
 from guerrilla.server.witness import Witness, milliseconds
 from guerrilla.smtp.replies import LOCAL_ERROR, MESSAGE_TOO_LARGE, OK, Reply
@@ -61,6 +63,30 @@ def test_recipients_may_be_a_tuple(tmp_path: Path) -> None:
     Witness(Counters(), EventBus()).message(log.logger, envelope, 1, OK, 0.0)
     log.close()
     assert json.loads(path.read_text())["recipients"] == ["a@example.com"]
+
+
+@pytest.mark.parametrize("reply", [OK, LOCAL_ERROR, MESSAGE_TOO_LARGE])
+async def test_what_a_processor_has_written_need_not_be_text(tmp_path: Path, reply: Reply) -> None:
+    path = tmp_path / "log"
+    log = Log(str(path))
+    events = EventBus()
+    came: list[Any] = []
+
+    async def take(event: MailEvent) -> None:
+        came.append(event)
+
+    events.subscribe(MailEvent, take)
+    events.start(log.logger)
+    envelope: Any = Envelope()
+    envelope.queued_id = envelope.helo = uuid.UUID(int=7)
+    envelope.server = envelope.remote_ip = envelope.remote_port = None
+    witness = Witness(Counters(), events)
+    witness.message(log.logger, envelope, 1, reply, 0.0)
+    witness.recipient_refused(envelope, Address("a", "example.com"), reply)
+    await events.close()
+    log.close()
+    assert json.loads(path.read_text())["queued_id"] == str(uuid.UUID(int=7))
+    assert [(event.queued_id, event.remote_port) for event in came] == [(uuid.UUID(int=7), None)] * 2
 
 
 @given(st.floats() | st.floats(0, 100) | st.integers(0, 10**7).map(lambda number: (number + 0.5) / 100_000))

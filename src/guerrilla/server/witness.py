@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from structlog.typing import FilteringBoundLogger
 
 from guerrilla.counters import Counters
-from guerrilla.envelope import Address, Envelope
+from guerrilla.envelope import Address
 from guerrilla.event_bus import EventBus
 from guerrilla.events import Connected, Disconnected, Failed, Queued, Rejected
 from guerrilla.log_records import log_info
@@ -22,7 +22,11 @@ MAX_LOGGED_RECIPIENTS: Final = 10
 
 
 class Witness:
-    """Sees what happens on the connections of a daemon. ``counters`` and ``events`` are the daemon's."""
+    """Sees what happens on the connections of a daemon. ``counters`` and ``events`` are the daemon's.
+
+    An envelope is Any where processors have had it: compiled code holds to types, and they may have written a tuple on
+    it for a list, or a UUID for a text.
+    """
 
     def __init__(self, counters: Counters, events: EventBus) -> None:
         self.counters = counters
@@ -60,16 +64,14 @@ class Witness:
         log.debug("command refused", client=client[0], line=line, reply=str(reply))
         self._rejected("command", server, client, reply, "command refused")
 
-    def recipient_refused(self, envelope: Envelope, recipient: Address, reply: Reply) -> None:
+    def recipient_refused(self, envelope: Any, recipient: Address, reply: Reply) -> None:
         """The line has refused a recipient."""
-        client = (envelope.remote_ip, envelope.remote_port)
+        client: Any = (envelope.remote_ip, envelope.remote_port)
         self._rejected("recipient", envelope.server, client, reply, "recipient refused", envelope, (recipient,))
 
-    def message(self, log: FilteringBoundLogger, envelope: Envelope, size: int, reply: Reply, seconds: float) -> None:
+    def message(self, log: FilteringBoundLogger, envelope: Any, size: int, reply: Reply, seconds: float) -> None:
         """A message was answered, ``seconds`` after its end. ``size`` is that of its content as it came, in octets."""
-        code = reply.code
-        written: Any = envelope
-        recipients = written.rcpt_to  # a processor may have made a tuple of them, which compiled code takes for no list
+        code, recipients = reply.code, envelope.rcpt_to
         self.counters.count_message(reply, len(recipients), size, seconds)
         log_info(
             log,
@@ -86,7 +88,7 @@ class Witness:
             },
         )
         if code >= 500:
-            client = (envelope.remote_ip, envelope.remote_port)
+            client: Any = (envelope.remote_ip, envelope.remote_port)
             everyone = tuple(recipients)
             self._rejected("message", envelope.server, client, reply, "message refused", envelope, everyone)
             return
@@ -110,11 +112,11 @@ class Witness:
     def _rejected(
         self,
         what: Literal["connection", "command", "recipient", "message"],
-        server: str,
-        client: tuple[str, int],
+        server: Any,
+        client: Any,
         reply: Reply,
         reason: str,
-        envelope: Envelope | None = None,
+        envelope: Any = None,
         recipients: tuple[Address, ...] = (),
     ) -> None:
         if not self._events.wants(Rejected):
