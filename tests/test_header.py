@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import re
 import tempfile
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -237,3 +238,8 @@ def test_words_cut_anywhere_are_joined(text: str, size: int) -> None:
 def test_the_email_package_is_not_used() -> None:
     """The parser is our own: crafted headers hold the standard library's for seconds."""
     assert "email" not in vars(header)
+
+
+def test_a_message_that_a_processor_has_made_a_bytearray_of_has_a_header_too() -> None:
+    data: Any = bytearray(b"Subject: Hello\r\nTo: you\r\n\r\nText\r\n")
+    assert list(parse_header(data)) == [("Subject", "Hello"), ("To", "you")]

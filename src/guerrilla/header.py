@@ -62,7 +62,7 @@ def parse_header(data: Body) -> Headers:
     of an mbox) is left out, its continuation lines too.
     """
     end = data.find(b"\r\n\r\n", 0, _MAX_BLOCK)
-    block = data[: end if end >= 0 else _MAX_BLOCK]
+    block = bytes(data[: end if end >= 0 else _MAX_BLOCK])  # a processor may have put a bytearray there
     if block.startswith(b"\r\n"):
         return Headers()
     unfolded = block.decode("latin-1").replace("\r\n ", " ")
