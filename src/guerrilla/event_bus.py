@@ -172,7 +172,8 @@ class _Subscription:
         return len(self._queue)
 
     def is_for(self, event: type[Event], function: Callable[[Any], object]) -> bool:
-        return self.event is event and bool(self.function == function)  # an object may answer what is no bool
+        own: Any = self.function  # an object may answer what is no bool when it is compared
+        return self.event is event and bool(own == function)
 
     def put(self, event: Event) -> None:
         with self._lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from typing import Final
+from typing import Any, Final
 
 from guerrilla.envelope import Body, Headers
 
@@ -62,7 +62,8 @@ def parse_header(data: Body) -> Headers:
     of an mbox) is left out, its continuation lines too.
     """
     end = data.find(b"\r\n\r\n", 0, _MAX_BLOCK)
-    block = bytes(data[: end if end >= 0 else _MAX_BLOCK])  # a processor may have put a bytearray there
+    given: Any = data  # a processor may have put a bytearray there
+    block = bytes(given[: end if end >= 0 else _MAX_BLOCK])
     if block.startswith(b"\r\n"):
         return Headers()
     unfolded = block.decode("latin-1").replace("\r\n ", " ")
