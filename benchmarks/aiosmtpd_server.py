@@ -1,14 +1,17 @@
 """aiosmtpd on uvloop, with a handler that takes every message and does nothing with it: a program of its own.
 
-    python -m benchmarks.aiosmtpd_server [--max-size OCTETS] [--tls implicit|starttls --key FILE --certificate FILE]
+    python -m benchmarks.aiosmtpd_server [--log FILE] [--max-size OCTETS]
+                                         [--tls implicit|starttls --key FILE --certificate FILE]
 
 It listens on a free port of 127.0.0.1, prints the port, and ends with SIGTERM. All settings are aiosmtpd's defaults.
+With ``--log``, what it says at level info is written to that file, by Python's own ``logging.basicConfig``.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import ssl
 
 import uvloop
@@ -45,11 +48,15 @@ async def serve(options: argparse.Namespace) -> None:
 def main() -> None:
     """Read the command line, and serve."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--log")
     parser.add_argument("--max-size", type=int, default=33_554_432)
     parser.add_argument("--tls", choices=["implicit", "starttls"])
     parser.add_argument("--key")
     parser.add_argument("--certificate")
-    uvloop.run(serve(parser.parse_args()))
+    options = parser.parse_args()
+    if options.log:
+        logging.basicConfig(filename=options.log, level=logging.INFO)
+    uvloop.run(serve(options))
 
 
 if __name__ == "__main__":

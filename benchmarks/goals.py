@@ -116,6 +116,7 @@ def _beside_idle(connections: int) -> Goal:
 
 
 GOALS: Final[Sequence[Goal]] = (
+    *_beside(rates.LOGGING, (8.0, 7.0, 25.0)),
     *_beside("aiosmtpd", (8.0, 7.0, 25.0)),
     *_beside("limit", (0.50, 0.50, 0.35)),
     _ratio(

@@ -160,13 +160,13 @@ def _guerrilla_tls(tls: TLS, folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def aiosmtpd(*, tls: TLS = "") -> Iterator[Server]:
-    """Run aiosmtpd on uvloop."""
+def aiosmtpd(*, tls: TLS = "", log: bool = False) -> Iterator[Server]:
+    """Run aiosmtpd on uvloop. ``log``: what it says at level info goes to a file."""
     with tempfile.TemporaryDirectory(prefix="guerrilla-") as name:
-        options: list[str] = []
+        options = ["--log", str(Path(name) / "aiosmtpd.log")] if log else []
         if tls:
             pair = key_pair(Path(name))
-            options = ["--tls", tls, "--key", str(pair.key), "--certificate", str(pair.certificate)]
+            options += ["--tls", tls, "--key", str(pair.key), "--certificate", str(pair.certificate)]
         with _saying_its_port([sys.executable, "-m", "benchmarks.aiosmtpd_server", *options]) as server:
             yield server
 

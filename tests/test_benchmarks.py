@@ -301,6 +301,19 @@ def test_our_client_and_the_server_that_we_compare_with_speak_tls(kind: str) -> 
         assert load(Job(server.port, 5, connections=2, tls=kind, seconds=20.0)).messages == 5  # type: ignore[arg-type]
 
 
+def test_the_server_that_we_compare_with_writes_its_log_only_where_it_is_told_to() -> None:
+    def logs(pid: int) -> list[str]:
+        files = [each.resolve() for each in Path(f"/proc/{pid}/fd").iterdir()]
+        return [each.read_text() for each in files if each.name == "aiosmtpd.log"]
+
+    with aiosmtpd(log=True) as server:
+        load(Job(server.port, 1, connections=1, seconds=20.0))
+        (written,) = logs(server.pid)
+    assert ">> b'DATA'" in written
+    with aiosmtpd() as server:
+        assert logs(server.pid) == []
+
+
 def test_our_client_says_what_a_server_has_refused() -> None:
     with aiosmtpd() as server, pytest.raises(BenchmarkError, match="500"):
         load(Job(server.port, 1, connections=1, chunk=100, seconds=20.0))  # it knows no BDAT
