@@ -134,7 +134,10 @@ class Connection(asyncio.Protocol):
         if self._content_since:
             self._since = self._loop.time()
         session.receive_data(data)
-        self._advance(talking=True)
+        if session.unread > MAX_UNREAD:
+            self._advance(talking=True)  # the loop may read as much again, and again, before this turn ends
+        else:
+            self._server.turn.do(self._go_on)
 
     def eof_received(self) -> bool:
         """Work off what the client has sent before it ended; keep the connection until the last answer is sent.
@@ -145,7 +148,7 @@ class Connection(asyncio.Protocol):
             return False
         self._session.receive_eof()
         self._advance()
-        self._server.outbox.send()
+        self._server.turn.send()
         return not self._over and self._tls is None
 
     def pause_writing(self) -> None:
@@ -159,7 +162,7 @@ class Connection(asyncio.Protocol):
         self._advance(talking=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the client. A message that it had sent to its end is still kept: its answer only goes nowhere."""
+        """Forget the client. A message that the backend has by now is still kept: its answer only goes nowhere."""
         self._over = True
         if self._session is not None and not self._session.asking:
             self._session.close()  # else what the message holds is given back with the answer
@@ -245,6 +248,7 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Cut the connection."""
         if self._transport is not None:
+            self._over = True  # what was read in this turn is not worked off any more
             self._transport.abort()
 
     # The dialogue.
@@ -290,6 +294,16 @@ class Connection(asyncio.Protocol):
         self._flush(session)
         self._watch(session)
 
+    def _go_on(self) -> None:
+        """Work off what has come, after what came from all others in this turn was read too."""
+        if self._handshaking:
+            return
+        try:
+            self._advance(talking=True)
+        except Exception as error:  # as the loop does with what data_received raises: the others have their turn
+            self._policy.log.error("connection failed", client=self.remote_ip, exc_info=error)
+            self.abort()
+
     def _introduced(self, session: Session, event: Introduced) -> None:
         """Be the client that XCLIENT has named: told of as if the proxy had gone, and the client come."""
         self._tell_end()
@@ -327,7 +341,7 @@ class Connection(asyncio.Protocol):
             data = session.data_to_send()
             assert self._transport is not None
             self._since = self._loop.time()
-            self._server.outbox.put(self._transport, data)
+            self._server.turn.put(self._transport, data)
 
     def _watch(self, session: Session) -> None:
         """Keep the marks that the sweep and the back-pressure need."""
@@ -340,6 +354,8 @@ class Connection(asyncio.Protocol):
         full = session.unread > MAX_UNREAD
         if full is not self._paused:
             assert self._transport is not None
+            if self._transport.is_closing():
+                return
             self._paused = full
             if full:
                 self._transport.pause_reading()
@@ -418,7 +434,9 @@ class Connection(asyncio.Protocol):
 
     def _start_tls(self, session: Session) -> None:
         assert self._transport is not None
-        self._server.outbox.send()
+        if self._transport.is_closing():
+            return
+        self._server.turn.send()
         # What is still on its way in clear must meet the handshake, and fail it (RFC 3207 section 5).
         self._transport.pause_reading()
         self._handshaking = True
@@ -471,13 +489,13 @@ class Connection(asyncio.Protocol):
 
     def _close(self, *, linger: bool) -> None:
         assert self._transport is not None
-        self._server.outbox.send()
+        self._server.turn.send()
         self._over = True
         self._since = self._loop.time()
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
-        if linger and self._transport.can_write_eof():
+        if linger and not self._transport.is_closing() and self._transport.can_write_eof():
             with contextlib.suppress(OSError):  # asyncio raises it when the client has just reset the connection
                 self._transport.write_eof()
                 return

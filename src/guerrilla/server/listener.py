@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from guerrilla.server.connection import LINGER, Connection
 from guerrilla.server.limits import Clients, client_address
-from guerrilla.server.outbox import Outbox
 from guerrilla.server.policy import Policy
 from guerrilla.server.proxies import read_header
 from guerrilla.server.shared_limits import SharedClients
 from guerrilla.server.sockets import accept
+from guerrilla.server.turn import Turn
 from guerrilla.server.witness import Witness
 from guerrilla.smtp.replies import SHUTTING_DOWN, TOO_MANY_CLIENTS, Reply
 
@@ -57,7 +57,7 @@ class Server:
         self.name = policy.name
         self.policy = policy
         self.witness = witness
-        self.outbox = Outbox(self.loop)
+        self.turn = Turn(self.loop)
         self.connections: set[Connection] = set()
         """All that were accepted and have not gone, also those in a handshake, and those beyond the limit."""
         self.draining = False
@@ -126,7 +126,7 @@ class Server:
             connection.hurry(SHUTTING_DOWN)
         # One turn of the loop for the last words.
         await asyncio.sleep(0)
-        self.outbox.send()
+        self.turn.send()
         for connection in list(self.connections):
             connection.abort()
         for task in self._tasks:

@@ -1,4 +1,4 @@
-"""The outbox: what is put in it leaves at the end of the turn, or when it is told to."""
+"""The turn: what is put in it leaves at the end of the turn, or when it is told to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from guerrilla.server.outbox import Outbox
+from guerrilla.server.turn import Turn
 
 
 class Ending(asyncio.Protocol):
@@ -55,9 +55,9 @@ async def test_what_is_put_leaves_at_the_end_of_the_turn_in_its_order(
     connected: Callable[[], Awaitable[Wire]],
 ) -> None:
     wire = await connected()
-    outbox = Outbox(asyncio.get_running_loop())
-    outbox.put(wire.transport, b"one ")
-    outbox.put(wire.transport, b"two")
+    turn = Turn(asyncio.get_running_loop())
+    turn.put(wire.transport, b"one ")
+    turn.put(wire.transport, b"two")
     with pytest.raises(BlockingIOError):
         wire.far.recv(100)
     await asyncio.sleep(0)  # the turn
@@ -69,8 +69,8 @@ async def test_what_is_for_a_connection_that_was_cut_goes_nowhere_and_the_others
 ) -> None:
     gone, there = await connected(), await connected()
     await gone.cut()
-    outbox = Outbox(asyncio.get_running_loop())
-    outbox.put(gone.transport, b"nobody reads this")
-    outbox.put(there.transport, b"hello")
-    outbox.send()
+    turn = Turn(asyncio.get_running_loop())
+    turn.put(gone.transport, b"nobody reads this")
+    turn.put(there.transport, b"hello")
+    turn.send()
     assert there.far.recv(100) == b"hello"

@@ -1,0 +1,52 @@
+"""One turn of the event loop: what has come is read from all clients, then worked off, then all of them are answered.
+
+In one turn many clients are served, and each of the three costs less where it is done for one after the other: the code
+of one step stays in the processor's cache, where that of all three has no room; and a client on this machine is not
+woken by each reply, to go to sleep again before the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+class Turn:
+    """Holds what was read and what was written in this turn of the loop, in its order."""
+
+    __slots__ = ("_letters", "_loop", "_tasks", "_working")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._tasks: list[Callable[[], None]] = []
+        self._letters: list[tuple[asyncio.Transport, bytes]] = []
+        self._working = False
+
+    def do(self, task: Callable[[], None]) -> None:
+        """Have the task done when all that is there has been read. It must not raise."""
+        if not self._tasks:
+            self._loop.call_soon(self._work)
+        self._tasks.append(task)
+
+    def _work(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        self._working = True
+        try:
+            for task in tasks:
+                task()
+        finally:
+            self._working = False
+        self.send()
+
+    def put(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Have the octets sent at the end of this turn, behind all that was put here before."""
+        if not self._letters and not self._working:
+            self._loop.call_soon(self.send)
+        self._letters.append((transport, data))
+
+    def send(self) -> None:
+        """Send all of it now: also to be called before a transport is closed, or given to TLS."""
+        letters, self._letters = self._letters, []
+        for transport, data in letters:
+            if not transport.is_closing():
+                transport.write(data)
