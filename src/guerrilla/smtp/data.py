@@ -12,13 +12,12 @@ from typing import Final, Protocol
 
 from guerrilla.envelope import Body
 from guerrilla.smtp.replies import BARE_NEWLINE, MESSAGE_TOO_LARGE, Reply
+from guerrilla.smtp.scan import leading_dot, only_crlf
 
 _SMALL: Final = 4096
-"""Octets below which a piece is joined to others: as an object of its own it would cost more than it holds. And below
-which one search takes less time than several quicker ones."""
+"""Octets below which a piece is joined to others: as an object of its own it would cost more than it holds."""
 _END_OF_DATA: Final = b"\r\n.\r\n"
 _DOT: Final = 0x2E
-_LEADING_DOT: Final = re.compile(rb"\.(?<=\r\n\.)")
 _ANY_NEWLINE = re.compile(rb"\r\n|\r|\n")
 
 
@@ -113,8 +112,7 @@ class Content:
             if octets.endswith(b"\r"):
                 self._held_cr = True
                 octets = octets[:-1]
-            # A search for one octet takes a quarter of the time of one for two, so this is not octets.count(b"\r\n").
-            if octets.replace(b"\r", b"").replace(b"\n", b"\r\n") != octets:
+            if not only_crlf(octets):
                 octets = self._mend(octets)
         self.size += len(octets)
         if self.size > self._max_size:
@@ -179,7 +177,7 @@ class DotReader:
         if self._skip and len(held) == self._skip and octets and octets[0] != _DOT:
             held, self._skip = b"", 0  # the CRLF of the command is half of no end, and no content
         block = held + octets if held else octets
-        dotted = _leading_dot(block)
+        dotted = leading_dot(block)
         # In most messages the first dot of a line is that of the end.
         end = dotted if block[dotted:] == _END_OF_DATA else block.find(_END_OF_DATA, dotted)
         if end < 0:
@@ -201,25 +199,3 @@ class DotReader:
             if part:
                 self._content.write(part)
         return -1 if end < 0 else end + len(_END_OF_DATA) - len(held)
-
-
-def _leading_dot(block: bytes) -> int:
-    """Return where the first CRLF stands that a dot follows, or the length of the block if there is none.
-
-    In a large block it is looked for dots first: there are fewer of them than of line ends, base64 has none, and to
-    find the next one takes no time. Where there are many, this ends before it has taken longer than the search, which
-    takes them all.
-    """
-    if len(block) < _SMALL:
-        at = block.find(b"\r\n.")
-        return at if at >= 0 else len(block)
-    at = block.find(b".")
-    for _ in range(len(block) >> 8):
-        if at < 0:
-            return len(block)
-        if at > 1 and block[at - 2 : at] == b"\r\n":  # mypyc fails at a slice that ends before it begins
-            return at - 2
-        at = block.find(b".", at + 1)
-    if at >= 0 and (leading := _LEADING_DOT.search(block, at)) is not None:
-        return leading.start() - 2
-    return len(block)

@@ -1,0 +1,50 @@
+"""Two searches that look at every octet of a message: for newlines that are none, and for a dot that leads a line.
+
+Where there is a C compiler they are in C (``_scan.c``), the only lines of this package that are written twice: what
+Python's own searches take for a message of 100 kB is more than all else that is done with it. Both pass the same tests.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+__all__ = ["leading_dot", "only_crlf", "plain_leading_dot", "plain_only_crlf"]
+
+_LEADING_DOT: Final = re.compile(rb"\.(?<=\r\n\.)")
+_SMALL: Final = 4096
+"""Octets below which one search takes less time than several quicker ones."""
+
+
+def plain_only_crlf(octets: bytes, /) -> bool:
+    """Tell whether each CR and each LF is half of a CRLF."""
+    # A search for one octet takes a quarter of the time of one for two, so this is not octets.count(b"\r\n").
+    return octets.replace(b"\r", b"").replace(b"\n", b"\r\n") == octets
+
+
+def plain_leading_dot(octets: bytes, /) -> int:
+    """Return where the first CRLF stands that a dot follows, or the length of the octets if there is none.
+
+    Among many octets it is looked for dots first: there are fewer of them than of line ends, base64 has none, and to
+    find the next one takes no time. Where there are many, this ends before it has taken longer than the search, which
+    takes them all.
+    """
+    if len(octets) < _SMALL:
+        at = octets.find(b"\r\n.")
+        return at if at >= 0 else len(octets)
+    at = octets.find(b".")
+    for _ in range(len(octets) >> 8):
+        if at < 0:
+            return len(octets)
+        if at > 1 and octets[at - 2 : at] == b"\r\n":
+            return at - 2
+        at = octets.find(b".", at + 1)
+    if at >= 0 and (leading := _LEADING_DOT.search(octets, at)) is not None:
+        return leading.start() - 2
+    return len(octets)
+
+
+try:
+    from guerrilla.smtp._scan import leading_dot, only_crlf
+except ImportError:
+    leading_dot, only_crlf = plain_leading_dot, plain_only_crlf
