@@ -76,12 +76,10 @@ def trace_header(envelope: Any, host: str, date: str) -> bytes:
 def _mailboxes(recipient: Any, host: str) -> tuple[str, str]:
     """Return the mailbox that the recipient has at our host, and its own."""
     user: str = recipient.user
-    own: str = recipient.host
-    if not own:
-        return recipient.at(host), str(recipient)
-    if not user.isalnum():
-        user = recipient.at("")  # as it is written, which may be in quotes
-    return f"{user}@{host}", f"{user}@{own}"
+    own: str = str(recipient)
+    if own == f"{user}@{recipient.host}":  # else it has quotes, or no host
+        return f"{user}@{host}", own
+    return recipient.at(host), own
 
 
 def _is_plain(text: str) -> bool:
