@@ -210,8 +210,8 @@ class Envelope:
     """What goes in front of the message when it is stored: Delivered-To and Received."""
     values: dict[str, object] = field(default_factory=dict)
     """What one processor leaves for a later one."""
-    spent_below: float = field(default=0.0, repr=False)
-    """Seconds that the processor called last has taken with all that follow it: what is taken off its caller's time."""
+    spent: float = field(default=0.0, repr=False)
+    """Seconds that processors have taken so far: what those further down took is taken off their caller's time."""
 
     def __len__(self) -> int:
         """Return the size as it is stored: delivery header and message."""

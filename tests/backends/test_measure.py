@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 
 from guerrilla.backends.base import Process, Task
 from guerrilla.backends.measure import measured
-from guerrilla.backends.processor import stack
+from guerrilla.backends.processor import Processor, ProcessorConfig, stack
 from guerrilla.backends.registry import Registry
 from guerrilla.counters import Counters, ProcessorCounters
 from guerrilla.envelope import Envelope
@@ -55,6 +56,45 @@ async def test_a_line_counts_for_each_of_its_processors_by_its_name() -> None:
         "HeadersParser": 2,
         "Hasher": 2,
     }
+
+
+class Annotates(Processor[ProcessorConfig]):
+    """Takes its time, or fails."""
+
+    def annotate(self, envelope: Envelope) -> None:
+        if envelope.subject:
+            raise ValueError(envelope.subject)
+        until = time.perf_counter() + 0.01
+        while time.perf_counter() < until:
+            pass
+
+
+async def test_what_annotates_is_counted_and_what_it_raises_is_an_error() -> None:
+    counters = ProcessorCounters()
+    process = stack([measured(Annotates(ProcessorConfig()).decorate, counters)])
+    await process(Envelope(), Task.SAVE_MAIL)
+    await process(Envelope(), Task.VALIDATE_RCPT)
+    assert (sum(counters.latencies.counts), counters.errors) == (1, 0)
+    with pytest.raises(ValueError, match="no"):
+        await process(Envelope(subject="no"), Task.SAVE_MAIL)
+    assert (sum(counters.latencies.counts), counters.errors) == (2, 1)
+
+
+async def test_the_time_of_what_annotates_is_not_that_of_who_passes_on_to_it_however_often() -> None:
+    first, second = ProcessorCounters(), ProcessorCounters()
+
+    def twice(following: Process) -> Process:
+        async def process(envelope: Envelope, task: Task) -> Reply:
+            await following(envelope, task)
+            return await following(envelope, task)
+
+        return process
+
+    await stack([measured(twice, first), measured(Annotates(ProcessorConfig()).decorate, second)])(
+        Envelope(), Task.SAVE_MAIL
+    )
+    assert sum(second.latencies.counts) == 2
+    assert first.latencies.seconds < second.latencies.seconds
 
 
 async def test_the_time_of_those_that_follow_is_not_a_processors_own() -> None:

@@ -162,6 +162,51 @@ async def test_a_hook_that_is_not_written_costs_nothing() -> None:
     assert await validating(Envelope(), Task.VALIDATE_RCPT) is OK
 
 
+class Annotates(Processor[ProcessorConfig]):
+    """Writes on the envelope."""
+
+    def annotate(self, envelope: Envelope) -> None:
+        envelope.subject += "annotated"
+
+
+async def test_what_annotates_is_called_for_a_message_and_what_follows_is_called_directly() -> None:
+    """A processor that only writes on the envelope costs no coroutine, and is not asked about recipients."""
+    answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    process = Annotates(ProcessorConfig()).decorate(lambda envelope, task: answer)
+    message, recipient = Envelope(), Envelope()
+    assert process(message, Task.SAVE_MAIL) is process(recipient, Task.VALIDATE_RCPT) is answer
+    assert (message.subject, recipient.subject) == ("annotated", "")
+
+
+async def test_what_annotates_has_a_save_mail_that_annotates_and_passes_on() -> None:
+    """So it is called by a test, by who overrides it, and where the class has a hook for recipients too."""
+
+    class Both(Annotates):
+        async def validate_rcpt(self, envelope: Envelope, call_next: CallNext) -> Reply:
+            return NO_SUCH_USER
+
+    class Overrides(Annotates):
+        async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
+            envelope.subject = "first "
+            return await super().save_mail(envelope, call_next)
+
+    for kind, subject in ((Both, "annotated"), (Overrides, "first annotated")):
+        envelope = Envelope(queued_id="q1")
+        process = stack([kind(ProcessorConfig()).decorate])
+        assert (await process(envelope, Task.SAVE_MAIL)).positive
+        assert envelope.subject == subject
+    assert await stack([Both(ProcessorConfig()).decorate])(Envelope(), Task.VALIDATE_RCPT) is NO_SUCH_USER
+
+
+def test_annotate_is_no_coroutine() -> None:
+    """It would never be awaited, so it is refused where the class is written."""
+    with pytest.raises(TypeError, match=r"Slow\.annotate is an async def; meant: a def, or save_mail in its place"):
+
+        class Slow(Processor[ProcessorConfig]):
+            async def annotate(self, envelope: Envelope) -> None:  # type: ignore[override]
+                pass
+
+
 async def test_an_inherited_hook_is_called() -> None:
     """A hook that a base class has written is a written one."""
 

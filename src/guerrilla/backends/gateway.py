@@ -39,6 +39,10 @@ CLOSING = 30.0
 CONVEYOR_CAPACITY: Final = 10_000
 """Submissions that may wait for a worker; the next one is told that we are too busy."""
 
+# A member is slow to be found in its enumeration.
+_RUNNING: Final = State.RUNNING
+_SAVE_MAIL: Final = Task.SAVE_MAIL
+
 
 class InitializeError(Exception):
     """A processor could not be initialized; the text says which and why."""
@@ -215,9 +219,9 @@ class Gateway:
         """
         envelope.queued_id = self._ids.next()
         envelope.received_at = datetime.now(UTC)
-        if self._state is not State.RUNNING:
+        if self._state is not _RUNNING:
             return _answered(NOT_RUNNING)
-        return self._submit(envelope, Task.SAVE_MAIL, self._line.save, self._save_deadlines)
+        return self._submit(envelope, _SAVE_MAIL, self._line.save, self._save_deadlines)
 
     def validate_rcpt(self, envelope: Envelope) -> asyncio.Future[Reply]:
         """Answer for the last recipient of the envelope."""

@@ -1,22 +1,25 @@
-"""Calls the hook of a processor that is meant by a task. It is apart from ``processor``, so that it can be compiled."""
+"""Calls what a processor does for a task. It is apart from ``processor``, so that it can be compiled."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from guerrilla.backends.base import CallNext, Process, Task
 from guerrilla.envelope import Envelope
-from guerrilla.smtp.replies import Reply
+from guerrilla.smtp.replies import RECIPIENT_OK, Reply, queued
+
+_SAVE_MAIL: Final = Task.SAVE_MAIL  # a member is slow to be found in its enumeration
 
 Hook: TypeAlias = Callable[[Envelope, CallNext], Awaitable[Reply]]
+Annotate: TypeAlias = Callable[[Envelope], object]
 
 
 def hooked(save_mail: Hook | None, validate_rcpt: Hook | None, following: Process) -> Process:
     """Return a process that calls the hook for the task; where there is none, the envelope passes on."""
 
     def process(envelope: Envelope, task: Task) -> Awaitable[Reply]:
-        hook = save_mail if task is Task.SAVE_MAIL else validate_rcpt
+        hook = save_mail if task is _SAVE_MAIL else validate_rcpt
         if hook is None:
             return following(envelope, task)
 
@@ -26,3 +29,24 @@ def hooked(save_mail: Hook | None, validate_rcpt: Hook | None, following: Proces
         return hook(envelope, call_next)
 
     return process
+
+
+class Annotator:
+    """A process that writes on the envelope of each message, and passes it on at once: no coroutine is made for it."""
+
+    __slots__ = ("_following", "annotate")
+
+    def __init__(self, annotate: Annotate, following: Process) -> None:
+        self.annotate = annotate
+        self._following = following
+
+    def __call__(self, envelope: Envelope, task: Task) -> Awaitable[Reply]:
+        """Be the process."""
+        if task is _SAVE_MAIL:
+            self.annotate(envelope)
+        return self._following(envelope, task)
+
+
+async def end_of_line(envelope: Envelope, task: Task) -> Reply:
+    """Answer for an envelope that has passed every processor: the seed's DefaultProcessor."""
+    return queued(envelope.queued_id) if task is _SAVE_MAIL else RECIPIENT_OK

@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from guerrilla.backends.base import Decorator, Process, Task
+from guerrilla.backends.hooks import Annotate, Annotator
 from guerrilla.counters import ProcessorCounters
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import Reply
@@ -20,11 +21,14 @@ def measured(decorator: Decorator, counters: ProcessorCounters) -> Decorator:
 
     def decorate(following: Process) -> Process:
         process = decorator(following)
+        if isinstance(process, Annotator):
+            process.annotate = _measured_annotate(process.annotate, counters)
+            return process
         clock = time.perf_counter
 
         async def measure(envelope: Envelope, task: Task) -> Any:
             began = clock()
-            envelope.spent_below = 0.0
+            before = envelope.spent
             fine = False
             try:
                 answer: Awaitable[Any] = process(envelope, task)  # it may be anything: the gateway looks
@@ -33,11 +37,30 @@ def measured(decorator: Decorator, counters: ProcessorCounters) -> Decorator:
                 return reply
             finally:
                 spent = clock() - began
-                counters.latencies.add(max(0.0, spent - envelope.spent_below))
-                envelope.spent_below = spent
+                counters.latencies.add(max(0.0, spent - (envelope.spent - before)))
+                envelope.spent = before + spent
                 if not fine:
                     counters.errors += 1
 
         return measure
 
     return decorate
+
+
+def _measured_annotate(annotate: Annotate, counters: ProcessorCounters) -> Annotate:
+    """Return the function with a watch around it. It is alone with its time: those that follow are called after it."""
+    clock = time.perf_counter
+
+    def measure(envelope: Envelope) -> None:
+        began = clock()
+        try:
+            annotate(envelope)
+        except BaseException:
+            counters.errors += 1
+            raise
+        finally:
+            spent = clock() - began
+            counters.latencies.add(spent)
+            envelope.spent += spent
+
+    return measure

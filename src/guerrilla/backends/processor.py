@@ -30,10 +30,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from structlog.typing import FilteringBoundLogger
 
 from guerrilla.backends.base import CallNext, Decorator, Process, Task
-from guerrilla.backends.hooks import hooked
+from guerrilla.backends.hooks import Annotator, end_of_line, hooked
 from guerrilla.config import Duration
 from guerrilla.envelope import Envelope
-from guerrilla.smtp.replies import RECIPIENT_OK, Reply, queued
+from guerrilla.smtp.replies import Reply
 
 __all__ = [
     "CallNext",
@@ -83,8 +83,13 @@ class Processor(Generic[ConfigT]):
         """Where the operator reads; the gateway puts the backend's own log here before ``initialize``."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Learn the configuration's type from the class's own type parameter."""
+        """Learn the configuration's type from the class's own type parameter.
+
+        Raises TypeError where ``annotate`` is written as a coroutine: nobody would await it.
+        """
         super().__init_subclass__(**kwargs)
+        if inspect.iscoroutinefunction(cls.annotate):
+            raise TypeError(f"{cls.__name__}.annotate is an async def; meant: a def, or save_mail in its place")
         for base in cls.__dict__.get("__orig_bases__", ()):
             for argument in get_args(base):
                 if isinstance(argument, type) and issubclass(argument, ProcessorConfig):
@@ -102,13 +107,25 @@ class Processor(Generic[ConfigT]):
 
     async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
         """Called for each message when listed in ``save_process``."""
+        self.annotate(envelope)
         return await call_next()
+
+    def annotate(self, envelope: Envelope) -> None:
+        """Called for each message by ``save_mail``, as it is when it is not overridden, before the message passes on.
+
+        Override this one where nothing is awaited, refused or kept: the processor only writes on the envelope what it
+        finds there. It costs less than a ``save_mail``.
+        """
 
     def decorate(self, following: Process) -> Process:
         """Stack this processor on the one that follows: the seed's Decorator."""
         kind = type(self)
         save_mail = None if kind.save_mail is Processor.save_mail else self.save_mail
         validate_rcpt = None if kind.validate_rcpt is Processor.validate_rcpt else self.validate_rcpt
+        if save_mail is None and kind.annotate is not Processor.annotate:
+            if validate_rcpt is None:
+                return Annotator(self.annotate, following)
+            save_mail = self.save_mail
         return hooked(save_mail, validate_rcpt, following)
 
 
@@ -173,11 +190,6 @@ def processor(function: Function) -> FunctionProcessor:
 Factory: TypeAlias = type[Processor[Any]] | FunctionProcessor | Callable[[], Decorator]
 """What a name in ``save_process`` may stand for: a class, a ``@processor`` function, or the seed's own form, a function
 without arguments that returns a decorator."""
-
-
-async def end_of_line(envelope: Envelope, task: Task) -> Reply:
-    """Answer for an envelope that has passed every processor: the seed's DefaultProcessor."""
-    return queued(envelope.queued_id) if task is Task.SAVE_MAIL else RECIPIENT_OK
 
 
 def stack(decorators: Sequence[Decorator], end: Process = end_of_line) -> Process:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guerrilla.backends.processor import CallNext, Envelope, Processor, ProcessorConfig, Reply
+from guerrilla.backends.processor import Envelope, Processor, ProcessorConfig
 from guerrilla.copy_keys import copy_keys
 
 
@@ -15,7 +15,6 @@ class Hasher(Processor[ProcessorConfig]):
     HeadersParser before it.
     """
 
-    async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
-        """Fill ``hashes``, and pass on."""
+    def annotate(self, envelope: Envelope) -> None:
+        """Fill ``hashes``."""
         envelope.hashes = copy_keys(envelope)
-        return await call_next()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, ProcessorConfig, Reply
+from guerrilla.backends.processor import Envelope, Field, Processor, ProcessorConfig
 from guerrilla.trace_header import Dates, trace_header
 
 
@@ -31,7 +31,6 @@ class Header(Processor[HeaderConfig]):
         self._host = config.primary_mail_host  # to ask a model of pydantic's takes longer
         self._dates = Dates()
 
-    async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
-        """Fill ``delivery_header``, and pass on."""
+    def annotate(self, envelope: Envelope) -> None:
+        """Fill ``delivery_header``."""
         envelope.delivery_header = trace_header(envelope, self._host, self._dates.write(envelope.received_at))
-        return await call_next()

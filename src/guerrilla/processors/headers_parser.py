@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guerrilla.backends.processor import CallNext, Envelope, Processor, ProcessorConfig, Reply
+from guerrilla.backends.processor import Envelope, Processor, ProcessorConfig
 from guerrilla.header import parse_header, text_of
 
 
@@ -14,8 +14,7 @@ class HeadersParser(Processor[ProcessorConfig]):
     header has none. It never refuses a message.
     """
 
-    async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
-        """Fill ``header`` and ``subject``, and pass on."""
+    def annotate(self, envelope: Envelope) -> None:
+        """Fill ``header`` and ``subject``."""
         envelope.header = parse_header(envelope.data)
         envelope.subject = text_of(envelope.header, "Subject")
-        return await call_next()
