@@ -7,9 +7,8 @@ Python's own searches take for a message of 100 kB is more than all else that is
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
-
-__all__ = ["leading_dot", "only_crlf", "plain_leading_dot", "plain_only_crlf"]
 
 _LEADING_DOT: Final = re.compile(rb"\.(?<=\r\n\.)")
 _SMALL: Final = 4096
@@ -45,6 +44,9 @@ def plain_leading_dot(octets: bytes, /) -> int:
 
 
 try:
-    from guerrilla.smtp._scan import leading_dot, only_crlf
+    from guerrilla.smtp import _scan
 except ImportError:
-    leading_dot, only_crlf = plain_leading_dot, plain_only_crlf
+    _scan = None  # type: ignore[assignment]
+
+leading_dot: Callable[[bytes], int] = getattr(_scan, "leading_dot", plain_leading_dot)
+only_crlf: Callable[[bytes], bool] = getattr(_scan, "only_crlf", plain_only_crlf)
