@@ -262,6 +262,28 @@ async def test_a_fault_of_the_backend_is_451_for_the_client_and_an_error_in_the_
     assert isinstance(second["exc_info"], BaseException)
 
 
+class Panic(BaseException):
+    """As a library raises it that is written in Rust."""
+
+
+def panics(envelope: Envelope) -> Awaitable[Reply]:
+    raise Panic
+
+
+async def test_what_one_client_brings_about_takes_no_other_its_turn(serve: HouseMaker) -> None:
+    """What has come from all of them in one turn of the loop is worked off together."""
+    house = serve(Broken(panics))
+    before, client, behind = [await house.greeted() for _ in range(3)]
+    assert await client.talk("MAIL FROM:<>") == ["250"]
+    for each, octets in ((before, b"NOOP\r\n"), (client, b"RCPT TO:<b@example.com>\r\n"), (behind, b"NOOP\r\n")):
+        each.sock.send(octets)  # not by the loop, which is to find all three
+    assert [await before.reply(), await behind.reply()] == ["250 2.0.0 OK", "250 2.0.0 OK"]
+    assert await client.rest() == b""
+    (record,) = house.log
+    assert record["event"] == "connection failed"
+    assert isinstance(record["exc_info"], Panic)
+
+
 class Spoils(RecordingBackendThat):
     """A backend that leaves on the envelope what does not belong there."""
 

@@ -300,9 +300,11 @@ class Connection(asyncio.Protocol):
             return
         try:
             self._advance(talking=True)
-        except Exception as error:  # as the loop does with what data_received raises: the others have their turn
-            self._policy.log.error("connection failed", client=self.remote_ip, exc_info=error)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # as the loop does with what data_received raises: the others have their turn
             self.abort()
+            self._policy.log.error("connection failed", client=self.remote_ip, exc_info=error)
 
     def _introduced(self, session: Session, event: Introduced) -> None:
         """Be the client that XCLIENT has named: told of as if the proxy had gone, and the client come."""
