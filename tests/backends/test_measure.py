@@ -97,6 +97,33 @@ async def test_the_time_of_what_annotates_is_not_that_of_who_passes_on_to_it_how
     assert first.latencies.seconds < second.latencies.seconds
 
 
+async def test_what_annotates_is_not_counted_for_a_decorator_that_only_passes_on_to_it() -> None:
+    """Such a decorator may return the very process that follows, as one that is switched off does."""
+    switched_off, annotates = ProcessorCounters(), ProcessorCounters()
+    process = stack(
+        [
+            measured(lambda following: following, switched_off),
+            measured(Annotates(ProcessorConfig()).decorate, annotates),
+        ]
+    )
+    with pytest.raises(ValueError, match="no"):
+        await process(Envelope(subject="no"), Task.SAVE_MAIL)
+    await process(Envelope(), Task.SAVE_MAIL)
+    assert (annotates.errors, sum(annotates.latencies.counts)) == (1, 2)
+    assert switched_off.latencies.seconds < annotates.latencies.seconds / 2
+
+
+async def test_all_that_a_decorator_is_made_of_is_its_own_time() -> None:
+    """One may be stacked of two that annotate."""
+    counters = ProcessorCounters()
+    first, second = Annotates(ProcessorConfig()), Annotates(ProcessorConfig())
+    await stack([measured(lambda following: first.decorate(second.decorate(following)), counters)])(
+        Envelope(), Task.SAVE_MAIL
+    )
+    assert sum(counters.latencies.counts) == 1
+    assert counters.latencies.seconds >= 0.02
+
+
 async def test_the_time_of_those_that_follow_is_not_a_processors_own() -> None:
     first, second = ProcessorCounters(), ProcessorCounters()
 

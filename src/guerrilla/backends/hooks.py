@@ -34,17 +34,17 @@ def hooked(save_mail: Hook | None, validate_rcpt: Hook | None, following: Proces
 class Annotator:
     """A process that writes on the envelope of each message, and passes it on at once: no coroutine is made for it."""
 
-    __slots__ = ("_following", "annotate")
+    __slots__ = ("annotate", "following")
 
     def __init__(self, annotate: Annotate, following: Process) -> None:
         self.annotate = annotate
-        self._following = following
+        self.following = following
 
     def __call__(self, envelope: Envelope, task: Task) -> Awaitable[Reply]:
         """Be the process."""
         if task is _SAVE_MAIL:
             self.annotate(envelope)
-        return self._following(envelope, task)
+        return self.following(envelope, task)
 
 
 async def end_of_line(envelope: Envelope, task: Task) -> Reply:

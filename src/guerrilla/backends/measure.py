@@ -21,7 +21,8 @@ def measured(decorator: Decorator, counters: ProcessorCounters) -> Decorator:
 
     def decorate(following: Process) -> Process:
         process = decorator(following)
-        if isinstance(process, Annotator):
+        # A decorator may also return what follows, or one of two that it has stacked: those are not it.
+        if isinstance(process, Annotator) and process.following is following:
             process.annotate = _measured_annotate(process.annotate, counters)
             return process
         clock = time.perf_counter
