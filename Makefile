@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # The package with its hot path compiled, for tests and benchmarks: it is found before the source when it is named so.
 COMPILED := build/compiled
 WITH_COMPILED := PYTHONPATH=$(CURDIR)/$(COMPILED)
-SOURCES := pyproject.toml setup.py $(shell find src -name '*.py')
+SOURCES := pyproject.toml setup.py $(shell find src -name '*.py' -o -name '*.c')
 
 .PHONY: help serve test test-compiled check format bench bench-quick bench-stores lock clean
 

@@ -145,3 +145,16 @@ def test_logrotate_renames_the_log_and_then_sends_the_signal(tmp_path: Path) -> 
     assert not (tmp_path / "guerrilla.log").exists()
     assert "guerrilla.log.1\n" in (tmp_path / "sent").read_text()
     assert "kill --kill-whom=main --signal=SIGUSR1 guerrillad.service" in result.stdout
+
+
+def test_what_is_built_is_built_anew_when_any_of_its_sources_has_changed() -> None:
+    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "src").rglob("*.[cp]*") if path.suffix in (".c", ".py")}
+    command = ["make", "--no-print-directory", "--eval", "print: ; @echo $(SOURCES)", "print"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert sources <= set(shown)
+
+
+def test_the_source_in_c_is_handed_on_also_by_who_does_not_compile_it() -> None:
+    """It is known to setuptools only as part of what it builds, and with ``GUERRILLA_COMPILE=0`` it builds nothing."""
+    handed_on = (ROOT / "MANIFEST.in").read_text().splitlines()
+    assert {f"include {path.relative_to(ROOT)}" for path in (ROOT / "src").rglob("*.c")} == set(handed_on)
