@@ -88,7 +88,8 @@ def extensions() -> list[object]:
         return []
     if sys.platform == "linux":  # calls that go straight to where they lead, there and here
         for extension in built:
-            extension.extra_compile_args += ["-fno-plt", "-fno-semantic-interposition"]
+            # Not +=: all of them share one list.
+            extension.extra_compile_args = [*extension.extra_compile_args, "-fno-plt", "-fno-semantic-interposition"]
     optimized = [] if sys.platform == "win32" else ["-O3"]
     return [*built, Extension("guerrilla.smtp._scan", [f"{PACKAGE}/smtp/_scan.c"], extra_compile_args=optimized)]
 
