@@ -65,6 +65,19 @@ async def test_a_dribbled_command_line_does_not_buy_time(serve: HouseMaker) -> N
         assert await client.rest() == TIMED_OUT
 
 
+async def test_what_was_read_in_the_turn_of_the_sweep_buys_time(serve: HouseMaker) -> None:
+    """A process that was halted for longer than the limit finds both at once: the line of a client, and its end."""
+    house = serve()
+    client = await house.greeted()
+    (connection,) = house.server.connections
+    connection._since -= 10_000
+    connection.data_received(b"NOOP\r\n")
+    assert house.server._sweeper is not None
+    house.server._sweeper.cancel()
+    house.server._sweep()
+    assert await client.reply() == "250 2.0.0 OK"
+
+
 async def test_each_command_buys_time(serve: HouseMaker) -> None:
     client = await serve(timeout=0.5).greeted()
     until = asyncio.get_running_loop().time() + 1.0

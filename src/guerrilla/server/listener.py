@@ -320,6 +320,7 @@ class Server:
     def _sweep(self) -> None:
         """Look at every connection's time limits, again and again: one timer for all of them."""
         self._sweeper = self.loop.call_later(min(1.0, self.policy.timeout / 4), self._sweep)
+        self.turn.work()
         now = self.loop.time()
         for connection in list(self.connections):
             connection.check(now)

@@ -25,10 +25,11 @@ class Turn:
     def do(self, task: Callable[[], None]) -> None:
         """Have the task done when all that is there has been read. It must not raise."""
         if not self._tasks:
-            self._loop.call_soon(self._work)
+            self._loop.call_soon(self.work)
         self._tasks.append(task)
 
-    def _work(self) -> None:
+    def work(self) -> None:
+        """Do all of it now: also to be called before it is looked at who was silent."""
         tasks, self._tasks = self._tasks, []
         self._working = True
         try:
