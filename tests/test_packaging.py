@@ -158,3 +158,9 @@ def test_the_source_in_c_is_handed_on_also_by_who_does_not_compile_it() -> None:
     """It is known to setuptools only as part of what it builds, and with ``GUERRILLA_COMPILE=0`` it builds nothing."""
     handed_on = (ROOT / "MANIFEST.in").read_text().splitlines()
     assert {f"include {path.relative_to(ROOT)}" for path in (ROOT / "src").rglob("*.c")} == set(handed_on)
+
+
+def test_the_files_that_the_architecture_speaks_of_are_there() -> None:
+    named = re.findall(r"`([\w/]+\.(?:py|c))`", (ROOT / "ARCHITECTURE.md").read_text())
+    assert len(named) > 10
+    assert [name for name in named if not ((ROOT / "src/guerrilla" / name).exists() or (ROOT / name).exists())] == []
