@@ -35,6 +35,7 @@ COMPILED = [
     "server/limits.py",
     "server/listener.py",
     "server/policy.py",
+    "server/questions.py",
     "server/spool.py",
     "server/turn.py",
     "server/witness.py",

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from guerrilla.counters import Counters
 from guerrilla.envelope import Address, Envelope, TLSInfo
+from guerrilla.server.questions import asked
 from guerrilla.server.tls import tls_info
 from guerrilla.smtp.events import (
     Busy,
@@ -375,19 +375,7 @@ class Connection(asyncio.Protocol):
     ) -> None:
         """Put a question to the backend; ``_answered`` is called once it has an answer."""
         self._asked_at = perf_counter()  # the loop's clock stands still while a callback runs
-        answer: asyncio.Future[Any]
-        try:
-            promise = question(envelope)
-        except Exception as error:
-            answer = self._loop.create_future()
-            answer.set_exception(error)
-        else:
-            if isinstance(promise, asyncio.Future):
-                answer = promise
-            else:
-                # A coroutine is the task itself, so that it notices a cancellation that comes before its first step.
-                answer = self._loop.create_task(promise if inspect.iscoroutine(promise) else _awaited(promise))
-                self._server.keep(answer)
+        answer = asked(question, envelope, self._loop, self._server.keep)
         self._answer = answer
         answer.add_done_callback(lambda done: self._answered(done, envelope, recipient))
 
@@ -502,7 +490,3 @@ class Connection(asyncio.Protocol):
                 self._transport.write_eof()
                 return
         self._transport.close()
-
-
-async def _awaited(promise: Awaitable[Reply]) -> Reply:
-    return await promise
