@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 import ssl
 import struct
@@ -31,6 +32,7 @@ from guerrilla.config import ServerConfig
 from guerrilla.counters import Counters
 from guerrilla.envelope import Envelope
 from guerrilla.event_bus import EventBus
+from guerrilla.server.connection import Connection
 from guerrilla.server.limits import Memory
 from guerrilla.server.listener import Server
 from guerrilla.server.policy import Policy
@@ -249,6 +251,13 @@ class House:
         await client.reply()
         await client.say("EHLO client.test")
         return client
+
+    def narrow(self, connection: Connection) -> None:
+        """Have the system hold little of what is sent to a client: so it takes little to fill it."""
+        assert connection._transport is not None
+        number = connection._transport.get_extra_info("socket").fileno()
+        with socket.socket(fileno=os.dup(number)) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
 
     async def until(self, condition: Callable[[], object]) -> None:
         await until(condition)

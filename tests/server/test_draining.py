@@ -129,6 +129,7 @@ async def test_close_cuts_off_a_client_that_does_not_read(serve: HouseMaker) -> 
     house = serve()
     client = await house.greeted()
     (connection,) = house.server.connections
+    house.narrow(connection)
     transaction = b"MAIL FROM:<>\r\n" + b"RCPT TO:<b@example.com>\r\n" * 100 + b"DATA\r\n.\r\n"
 
     async def never_read() -> None:

@@ -154,6 +154,7 @@ async def test_a_client_that_reads_no_replies_is_cut_and_costs_little_memory(ser
     house = serve(timeout=0.3)
     client = await house.greeted()
     (connection,) = house.server.connections
+    house.narrow(connection)
 
     async def send_for_ever() -> None:
         while True:
