@@ -52,6 +52,17 @@ async def test_what_is_pipelined_behind_a_message_in_progress_is_bounded(
     assert gate.size == 8 << 20
 
 
+async def test_what_is_more_than_may_wait_is_worked_off_before_the_loop_reads_on(serve: HouseMaker) -> None:
+    house = serve()
+    await house.greeted()
+    (connection,) = house.server.connections
+    assert connection._session is not None
+    connection.data_received(NEXT)
+    assert connection._session.unread == len(NEXT), "what is little waits for the end of the turn"
+    connection.data_received(b"x" * MAX_UNREAD)
+    assert connection._session.unread == 0
+
+
 async def test_a_client_that_ends_while_we_do_not_read_is_still_answered(serve: HouseMaker, gate: Gate) -> None:
     house = serve(gate)
     client = await house.connect()
