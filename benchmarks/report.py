@@ -67,7 +67,7 @@ def _goals(judged: Sequence[Verdict]) -> Iterator[str]:
     for verdict in judged:
         goal = verdict.goal
         wanted = f"{goal.sense} {number(goal.bound)}"
-        yield f"  {goal.what:<50}{wanted:<16}{'met' if verdict.met else 'NOT MET':<12}{spread(verdict.spread)}"
+        yield f"  {goal.what:<52}{wanted:<16}{'met' if verdict.met else 'NOT MET':<12}{spread(verdict.spread)}"
 
 
 def spread(values: Spread) -> str:
