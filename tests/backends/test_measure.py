@@ -58,20 +58,39 @@ async def test_a_line_counts_for_each_of_its_processors_by_its_name() -> None:
     }
 
 
+class Clock:
+    """Time passes on it only where somebody takes it."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What processors are measured by, those that are made from now on."""
+    made = Clock()
+    monkeypatch.setattr(time, "perf_counter", made)
+    return made
+
+
 class Annotates(Processor[ProcessorConfig]):
-    """Takes its time, or fails."""
+    """Takes a second, or fails."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__(ProcessorConfig())
+        self._clock = clock
 
     def annotate(self, envelope: Envelope) -> None:
+        self._clock.now += 1.0
         if envelope.subject:
             raise ValueError(envelope.subject)
-        until = time.perf_counter() + 0.01
-        while time.perf_counter() < until:
-            pass
 
 
-async def test_what_annotates_is_counted_and_what_it_raises_is_an_error() -> None:
+async def test_what_annotates_is_counted_and_what_it_raises_is_an_error(clock: Clock) -> None:
     counters = ProcessorCounters()
-    process = stack([measured(Annotates(ProcessorConfig()).decorate, counters)])
+    process = stack([measured(Annotates(clock).decorate, counters)])
     await process(Envelope(), Task.SAVE_MAIL)
     await process(Envelope(), Task.VALIDATE_RCPT)
     assert (sum(counters.latencies.counts), counters.errors) == (1, 0)
@@ -80,51 +99,50 @@ async def test_what_annotates_is_counted_and_what_it_raises_is_an_error() -> Non
     assert (sum(counters.latencies.counts), counters.errors) == (2, 1)
 
 
-async def test_the_time_of_what_annotates_is_not_that_of_who_passes_on_to_it_however_often() -> None:
+async def test_the_time_of_what_annotates_is_not_that_of_who_passes_on_to_it_however_often(clock: Clock) -> None:
     first, second = ProcessorCounters(), ProcessorCounters()
 
     def twice(following: Process) -> Process:
         async def process(envelope: Envelope, task: Task) -> Reply:
+            clock.now += 0.5
             await following(envelope, task)
             return await following(envelope, task)
 
         return process
 
-    await stack([measured(twice, first), measured(Annotates(ProcessorConfig()).decorate, second)])(
-        Envelope(), Task.SAVE_MAIL
-    )
+    await stack([measured(twice, first), measured(Annotates(clock).decorate, second)])(Envelope(), Task.SAVE_MAIL)
     assert sum(second.latencies.counts) == 2
-    assert first.latencies.seconds < second.latencies.seconds
+    assert (first.latencies.seconds, second.latencies.seconds) == (0.5, 2.0)
 
 
-async def test_what_annotates_is_not_counted_for_a_decorator_that_only_passes_on_to_it() -> None:
+async def test_what_annotates_is_not_counted_for_a_decorator_that_only_passes_on_to_it(clock: Clock) -> None:
     """Such a decorator may return the very process that follows, as one that is switched off does."""
     switched_off, annotates = ProcessorCounters(), ProcessorCounters()
     process = stack(
         [
             measured(lambda following: following, switched_off),
-            measured(Annotates(ProcessorConfig()).decorate, annotates),
+            measured(Annotates(clock).decorate, annotates),
         ]
     )
     with pytest.raises(ValueError, match="no"):
         await process(Envelope(subject="no"), Task.SAVE_MAIL)
     await process(Envelope(), Task.SAVE_MAIL)
     assert (annotates.errors, sum(annotates.latencies.counts)) == (1, 2)
-    assert switched_off.latencies.seconds < annotates.latencies.seconds / 2
+    assert (switched_off.latencies.seconds, annotates.latencies.seconds) == (0.0, 2.0)
 
 
-async def test_all_that_a_decorator_is_made_of_is_its_own_time() -> None:
+async def test_all_that_a_decorator_is_made_of_is_its_own_time(clock: Clock) -> None:
     """One may be stacked of two that annotate."""
     counters = ProcessorCounters()
-    first, second = Annotates(ProcessorConfig()), Annotates(ProcessorConfig())
+    first, second = Annotates(clock), Annotates(clock)
     await stack([measured(lambda following: first.decorate(second.decorate(following)), counters)])(
         Envelope(), Task.SAVE_MAIL
     )
     assert sum(counters.latencies.counts) == 1
-    assert counters.latencies.seconds >= 0.02
+    assert counters.latencies.seconds == 2.0
 
 
-async def test_the_time_of_those_that_follow_is_not_a_processors_own() -> None:
+async def test_the_time_of_those_that_follow_is_not_a_processors_own(clock: Clock) -> None:
     first, second = ProcessorCounters(), ProcessorCounters()
 
     def passes_on(following: Process) -> Process:
@@ -132,14 +150,11 @@ async def test_the_time_of_those_that_follow_is_not_a_processors_own() -> None:
 
     def takes_its_time(following: Process) -> Process:
         async def process(envelope: Envelope, task: Task) -> Reply:
-            loop = asyncio.get_running_loop()
-            done = loop.create_future()
-            loop.call_later(0.05, done.set_result, None)
-            await done
+            clock.now += 1.0
             return LOCAL_ERROR
 
         return process
 
     line = stack([measured(passes_on, first), measured(takes_its_time, second)])
     await line(Envelope(), Task.SAVE_MAIL)
-    assert first.latencies.seconds < second.latencies.seconds
+    assert (first.latencies.seconds, second.latencies.seconds) == (0.0, 1.0)

@@ -262,6 +262,18 @@ async def test_a_fault_of_the_backend_is_451_for_the_client_and_an_error_in_the_
     assert isinstance(second["exc_info"], BaseException)
 
 
+async def test_what_was_read_in_the_turn_that_a_client_is_cut_off_in_is_not_kept(serve: HouseMaker) -> None:
+    """Nobody would tell the client, which sends it again."""
+    house = serve()
+    client = await house.connect()
+    await client.begin()
+    (connection,) = house.server.connections
+    connection.data_received(b"You\r\n.\r\n")
+    connection.abort()
+    await house.empty()
+    assert connection._answer is None, "the backend was not asked"
+
+
 class Panic(BaseException):
     """As a library raises it that is written in Rust."""
 

@@ -356,8 +356,6 @@ class Connection(asyncio.Protocol):
         full = session.unread > MAX_UNREAD
         if full is not self._paused:
             assert self._transport is not None
-            if self._transport.is_closing():
-                return
             self._paused = full
             if full:
                 self._transport.pause_reading()
@@ -424,8 +422,6 @@ class Connection(asyncio.Protocol):
 
     def _start_tls(self, session: Session) -> None:
         assert self._transport is not None
-        if self._transport.is_closing():
-            return
         self._server.turn.send()
         # What is still on its way in clear must meet the handshake, and fail it (RFC 3207 section 5).
         self._transport.pause_reading()
@@ -485,7 +481,7 @@ class Connection(asyncio.Protocol):
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
-        if linger and not self._transport.is_closing() and self._transport.can_write_eof():
+        if linger and self._transport.can_write_eof():
             with contextlib.suppress(OSError):  # asyncio raises it when the client has just reset the connection
                 self._transport.write_eof()
                 return
