@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import http
 import json
@@ -9,6 +10,8 @@ import logging
 import os
 import pty
 import re
+import resource
+import signal
 import stat
 import sys
 import time
@@ -215,6 +218,70 @@ def test_log_info_writes_what_the_method_does(
     text = re.sub(r"\d{4}-\d\d-\d\dT[0-9:.]{12}Z", "", path.read_text("utf-8"))
     assert text == text[: len(text) // 2] * 2
     assert not (text and level == "warning")
+
+
+async def test_the_lines_of_one_turn_are_written_together_before_what_is_told_afterwards(path: Path) -> None:
+    """In their order among all others, and once the turn is over."""
+    log = Log(str(path))
+    for number in range(3):
+        log_info(log.logger, "message", {"number": number})
+    assert records(path) == []
+    await asyncio.sleep(0)
+    assert [record["number"] for record in records(path)] == [0, 1, 2]
+    log_info(log.logger, "message", {"number": 3})
+    log.logger.info("another", number=4)
+    log_info(log.logger, "message", {"number": 5})
+    log.close()
+    assert [record["number"] for record in records(path)] == [0, 1, 2, 3, 4, 5]
+
+
+async def test_lines_that_wait_go_to_the_file_that_was_open_when_they_came(path: Path) -> None:
+    log = Log(str(path))
+    log_info(log.logger, "message", {"number": 1})
+    moved = path.rename(path.with_suffix(".1"))
+    log.reopen()
+    log_info(log.logger, "message", {"number": 2})
+    log.close()
+    assert [record["number"] for each in (moved, path) for record in records(each)] == [1, 2]
+
+
+async def test_no_more_is_written_at_one_time_than_a_pipe_takes_whole(tmp_path: Path) -> None:
+    """What does not fit into a pipe is dropped line by line, counted, and never torn."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = Log(str(path))
+    for number in range(1000):
+        log_info(log.logger, "message", {"number": number, "text": "x" * 200})
+    await asyncio.sleep(0)
+    log.close()
+    lines = b"".join(iter(lambda: os.read(reader, 65536), b"")).splitlines()
+    os.close(reader)
+    assert [json.loads(line)["number"] for line in lines] == list(range(len(lines)))
+    assert 100 < len(lines) == 1000 - log.dropped
+
+
+async def test_of_lines_that_do_not_fit_on_the_disk_each_is_counted(path: Path) -> None:
+    """As far as the beginning of one of them fits, the next record has a line of its own."""
+    log = Log(str(path))
+    log.logger.info("first")
+    limit = path.stat().st_size + 150
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        for number in range(3):
+            log_info(log.logger, "message", {"number": number})
+        await asyncio.sleep(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert log.dropped == 2
+    log.logger.info("last")
+    log.close()
+    lines = path.read_text().split("\n")
+    assert [json.loads(lines[at])["event"] for at in (0, 1, 3)] == ["first", "message", "last"]
+    assert len(lines) == 5
 
 
 def test_log_info_reaches_the_loggers_that_programs_give(caplog: pytest.LogCaptureFixture) -> None:

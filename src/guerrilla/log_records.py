@@ -5,6 +5,7 @@ A line is written for each message, so this is on its way; what is configured, a
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import os
@@ -23,6 +24,9 @@ MAX_TEXT: Final = 256
 
 MAX_TRACEBACK = 16384
 """Characters of a traceback, at most; its end is kept, where the cause stands."""
+
+MAX_TOGETHER: Final = 4096
+"""Octets that are written at one time: what a pipe takes whole or not at all, so that no line is torn (pipe(7))."""
 
 _MAX_DEPTH = 4
 
@@ -45,7 +49,7 @@ _COLOURS = {
 
 
 class Output:
-    """The file that records go to. Each is one write to a descriptor of our own, without a buffer."""
+    """The file that records go to, by a descriptor of our own. Nothing waits for longer than a turn of the loop."""
 
     def __init__(self, log_file: str) -> None:
         self.is_file = log_file not in ("stderr", "stdout", "off")
@@ -53,6 +57,9 @@ class Output:
         self._path = log_file
         self._lock = threading.Lock()
         self._torn = False
+        self._waiting: list[bytes] = []
+        self._together = 0
+        """Octets of what waits."""
         self._descriptor = self._open()
 
     def _open(self) -> int:
@@ -69,19 +76,53 @@ class Output:
         """Whether a person looks at it, and wants colours."""
         return self._descriptor >= 0 and os.isatty(self._descriptor) and not os.environ.get("NO_COLOR")
 
-    def write(self, octets: bytes) -> None:
+    def write(self, line: bytes) -> None:
         """Append a line, if the file can take it."""
         with self._lock:
-            if self._torn:
-                octets = b"\n" + octets
-            try:
-                written = os.write(self._descriptor, octets)
-            except OSError:
-                self.dropped += 1
-                return
-            # On a full disk the beginning may fit: the next record must not be glued to it.
-            self._torn = written < len(octets)
-            self.dropped += self._torn
+            if self._waiting:
+                self._write_waiting()
+            self._write([line])
+
+    def write_soon(self, line: bytes) -> None:
+        """Append a line when the loop turns, together with all that came by then: before anything else that is told.
+
+        A write for each costs as much as to make the line. Where no loop runs, it is written at once.
+        """
+        with self._lock:
+            if self._together + len(line) > MAX_TOGETHER and self._waiting:
+                self._write_waiting()
+            if not self._waiting:
+                try:
+                    asyncio.get_running_loop().call_soon(self.flush)
+                except RuntimeError:
+                    self._write([line])
+                    return
+            self._waiting.append(line)
+            self._together += len(line)
+
+    def flush(self) -> None:
+        """Append what waits."""
+        with self._lock:
+            self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        lines, self._waiting, self._together = self._waiting, [], 0
+        if lines:
+            self._write(lines)
+
+    def _write(self, lines: list[bytes]) -> None:
+        octets = lines[0] if len(lines) == 1 else b"".join(lines)
+        if self._torn:
+            octets = b"\n" + octets
+        try:
+            written = os.write(self._descriptor, octets)
+        except OSError:
+            self.dropped += len(lines)
+            return
+        # On a full disk the beginning may fit: the next record must not be glued to it.
+        self._torn = written < len(octets)
+        if self._torn:
+            self.dropped += octets.count(b"\n", max(written, 1))  # not the one in front
 
     def reopen(self) -> None:
         """Open the file anew. Raises OSError; then the old one stays in use."""
@@ -89,6 +130,7 @@ class Output:
             return
         fresh = self._open()
         with self._lock:
+            self._write_waiting()
             old, self._descriptor = self._descriptor, fresh
             self._torn = False
         if old >= 0:
@@ -97,6 +139,7 @@ class Output:
     def close(self) -> None:
         """Close it. What is written afterwards is dropped, and counted."""
         with self._lock:
+            self._write_waiting()
             old, self._descriptor = self._descriptor, -1
         if old >= 0:
             os.close(old)
@@ -116,12 +159,15 @@ class Records:
         self._second = (-1, "")
         """The latest second, and how it is written: a busy log has many records in one."""
 
-    def write(self, method: str, event: object, fields: dict[str, Any]) -> None:
-        """Write what a method of the logger was given."""
+    def write(self, method: str, event: object, fields: dict[str, Any], *, soon: bool = False) -> None:
+        """Write what a method of the logger was given; ``soon``: as ``Output.write_soon`` does."""
         try:
             line = self._plain_line(method, event, fields) or self._render(self.record(method, event, fields))
         except Exception:  # a value that cannot be written must not fail the mail it belongs to
             self._output.dropped += 1
+            return
+        if soon:
+            self._output.write_soon(line)
         else:
             self._output.write(line)
 
@@ -163,12 +209,12 @@ class Records:
 def log_info(log: FilteringBoundLogger, event: str, fields: dict[str, Any]) -> None:
     """Do what ``log.info(event, **fields)`` does; where the log is one of ours, without structlog's part of it.
 
-    It is for the line that is written for each message.
+    It is for the line that is written for each message: a busy loop writes all of one turn together.
     """
     ours: Any = log
     records = getattr(ours, "_logger", None)
     if isinstance(records, Records) and records.informs:
-        records.write("info", event, {**ours._context, **fields} if ours._context else fields)
+        records.write("info", event, {**ours._context, **fields} if ours._context else fields, soon=True)
     else:
         log.info(event, **fields)
 
