@@ -685,7 +685,7 @@ async def test_answer_cancelled_and_time_over(running: Start) -> None:
 
 
 async def test_answer_cancelled_in_the_moment_of_the_reply(running: Start) -> None:
-    """It is too late to make the work void: the worker goes on to the next."""
+    """What could go on is made void all the same, and the worker goes on to the next."""
     gate = Gate()
     gateway = await running("Gate", ONE, Gate=gate.processor)
     answer = gateway.process(Envelope())
@@ -693,7 +693,41 @@ async def test_answer_cancelled_in_the_moment_of_the_reply(running: Start) -> No
     gate.open.set()
     answer.cancel()
     assert (await gateway.process(Envelope())).positive
-    assert not gate.cancelled.is_set()
+    assert gate.cancelled.is_set()
+
+
+async def test_an_answer_that_is_there_cannot_be_cancelled(running: Start) -> None:
+    """Neither the one of work that is over, nor the one of work that goes on after its time."""
+    stubborn = Stubborn()
+    gateway = await running("Stubborn", {**ONE, "gw_save_timeout": "10ms"}, Stubborn=bare(stubborn))
+    late = gateway.process(Envelope())
+    assert await late is SAVE_TIMEOUT
+    assert not late.cancel()
+    stubborn.end.set()
+    kept = (await running("HeadersParser", ONE)).process(Envelope())
+    assert (await kept).positive
+    assert not kept.cancel()
+
+
+async def test_an_envelope_waits_for_no_worker_that_is_at_work(running: Start) -> None:
+    """Where something may wait, one worker is called for each: also when one was called before, and has not come."""
+    gate = Gate()
+    gateway = await running("Gate", {"save_workers_size": 2}, Gate=gate.processor)
+    await asyncio.sleep(0)  # both come to their rest
+    answers = [gateway.process(Envelope()) for _ in range(2)]
+    await gate.entered.get()
+    await gate.entered.get()
+    gate.open.set()
+    assert all(reply.positive for reply in await asyncio.gather(*answers))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_what_need_not_wait_is_done_by_whoever_was_called(running: Start, workers: int) -> None:
+    """All of it is, whenever it comes."""
+    gateway = await running("HeadersParser|Hasher", {"save_workers_size": workers})
+    for _ in range(3):
+        answers = [gateway.process(Envelope()) for _ in range(5)]
+        assert all(reply.positive for reply in await asyncio.gather(*answers))
 
 
 # The end

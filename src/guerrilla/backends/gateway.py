@@ -19,8 +19,10 @@ from typing import Any, Final
 
 from structlog.typing import FilteringBoundLogger
 
+from guerrilla.backends.answer import Answer
 from guerrilla.backends.base import Process, State, Task
 from guerrilla.backends.deadlines import Deadlines
+from guerrilla.backends.hooks import is_quick
 from guerrilla.backends.registry import Line
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import (
@@ -44,6 +46,9 @@ _RUNNING: Final = State.RUNNING
 _SAVE_MAIL: Final = Task.SAVE_MAIL
 
 
+_OCTETS: Final = tuple(f"{octet:02x}" for octet in range(256))
+
+
 class InitializeError(Exception):
     """A processor could not be initialized; the text says which and why."""
 
@@ -58,7 +63,7 @@ class _Job:
         envelope: Envelope,
         task: Task,
         process: Process,
-        answer: asyncio.Future[Reply],
+        answer: Answer,
         deadlines: Deadlines[_Job],
     ) -> None:
         self.envelope = envelope
@@ -75,11 +80,6 @@ class _Job:
         if self.worker is not None:
             self.worker.cancel()
 
-    def answered(self, answer: asyncio.Future[Reply]) -> None:
-        """Be told that the answer is there, or is not wanted any more."""
-        if answer.cancelled():
-            self.void_work()
-
 
 class _Ids:
     """Makes names of transactions: 32 hexadecimal digits, which no other daemon makes, today or after a restart.
@@ -93,15 +93,16 @@ class _Ids:
         self._count = 0
         self._millisecond = 0
         self._begin = ""
-        """The latest millisecond, and what begins each id that is made in it."""
+        """The latest millisecond, and what begins each id that is made in it: all but the last two digits."""
 
     def next(self) -> str:
-        millisecond = time.time_ns() // 1_000_000
-        if millisecond != self._millisecond:
-            self._millisecond = millisecond
-            self._begin = f"{millisecond:012x}{self._instance}"
         self._count = count = (self._count + 1) & 0xFFFF_FFFF
-        return self._begin + hex(count + 0x1_0000_0000)[3:]  # not {count:08x}: mypyc has that parsed each time
+        last = count & 0xFF
+        millisecond = time.time_ns() // 1_000_000
+        if millisecond != self._millisecond or not last:
+            self._millisecond = millisecond
+            self._begin = f"{millisecond:012x}{self._instance}{count >> 8:06x}"
+        return self._begin + _OCTETS[last]
 
 
 class Gateway:
@@ -119,13 +120,17 @@ class Gateway:
         self._workers: list[asyncio.Task[None]] = []
         self._resting: deque[asyncio.Future[None]] = deque()
         """Workers that wait for something to be put on the conveyor; the one that came last is called first."""
+        self._called = 0
+        """How many of them were called, and have not come yet."""
+        self._quick = is_quick(line.save) and is_quick(line.validate)
+        """Whether a worker is done with each envelope at once, and so with all that wait when it comes."""
         self._ids = _Ids()
         # Since the start, the loop is remembered: to ask for it asks the system for the number of the process.
         self._loop: asyncio.AbstractEventLoop
         self._save_deadlines: Deadlines[_Job]
         self._validate_deadlines: Deadlines[_Job]
         self._idle = asyncio.Event()
-        self._idle.set()
+        """Set once nothing is in flight any more, and nothing can come."""
         self._in_flight = 0
         self._opened = 0
 
@@ -198,6 +203,8 @@ class Gateway:
         """
         if self._state is not State.ERROR:
             self._state = State.SHUTTERED
+        if not self._in_flight:
+            self._idle.set()
         if limit is None:
             limit = max(self._line.config.gw_save_timeout, self._line.config.gw_val_rcpt_timeout)
         with contextlib.suppress(TimeoutError):
@@ -234,22 +241,23 @@ class Gateway:
     ) -> asyncio.Future[Reply]:
         if len(self._conveyor) >= CONVEYOR_CAPACITY:
             return _answered(STORAGE_TOO_BUSY)
-        answer: asyncio.Future[Reply] = self._loop.create_future()
+        answer = Answer(loop=self._loop)
         job = _Job(envelope, task, process, answer, deadlines)
-        answer.add_done_callback(job.answered)
+        answer.void_work = job.void_work
         self._conveyor.append(job)
         self._wake_worker()
         deadlines.add(job)
-        if not self._in_flight:
-            self._idle.clear()
         self._in_flight += 1
         return answer
 
     def _wake_worker(self) -> None:
+        if self._called and self._quick:
+            return
         while self._resting:
             call = self._resting.pop()
             if not call.done():
                 call.set_result(None)
+                self._called += 1
                 return
 
     async def _next_job(self) -> _Job:
@@ -258,6 +266,7 @@ class Gateway:
             call: asyncio.Future[None] = self._loop.create_future()
             self._resting.append(call)
             await call
+            self._called -= 1
         return self._conveyor.popleft()
 
     async def _work(self) -> None:
@@ -274,9 +283,10 @@ class Gateway:
                     worker.uncancel()
                 elif not job.answer.done():
                     job.answer.set_result(reply)
+            del job.answer.void_work
             job.deadlines.remove(job)
             self._in_flight -= 1
-            if not self._in_flight:
+            if not self._in_flight and self._state is not _RUNNING:
                 self._idle.set()
             del job  # a worker that rests must not hold on to a message, and to the file of a large one
 
