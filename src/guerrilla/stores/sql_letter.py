@@ -18,6 +18,7 @@ from guerrilla.stores.sql_table import Row
 _FIELDS: Final = ("Content-Type", "Message-ID", "Reply-To", "Sender")
 """Those of the header that have columns."""
 _COLUMNS: Final = frozenset(name.lower() for name in _FIELDS)
+_LENGTHS: Final = frozenset(map(len, _FIELDS))
 
 
 class Letter:
@@ -58,7 +59,9 @@ class Letter:
 
 def _rows(envelope: Any, host: str, body: str) -> list[Row]:
     """Return one row per recipient, without the octets."""
-    received = envelope.received_at.astimezone(UTC)
+    received = envelope.received_at
+    if received.tzinfo is not UTC:
+        received = received.astimezone(UTC)
     date = datetime.combine(received.date(), received.time())  # replace(tzinfo=None) takes six times as long
     sender = clean(str(envelope.mail_from), 255)
     subject = clean(envelope.subject, 255)
@@ -107,6 +110,8 @@ def _first_values(header: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     fields: Any = header.fields
     for each, value in fields:
+        if len(each) not in _LENGTHS:
+            continue
         name = each.lower()
         if name in _COLUMNS and name not in found:
             found[name] = value
