@@ -404,7 +404,7 @@ class Connection(asyncio.Protocol):
 
     def _tell_answer(self, envelope: Envelope, recipient: Address | None, reply: Reply) -> None:
         if recipient is None:
-            self._kept += reply.positive
+            self._kept += reply.code < 400
             seconds = perf_counter() - self._asked_at
             self._server.witness.message(self._policy.log, envelope, len(envelope.data), reply, seconds)
         elif not reply.positive:

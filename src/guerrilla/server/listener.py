@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Coroutine, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -227,28 +227,27 @@ class Server:
             self.witness.counters.connections_open += 1
         encrypted = self.policy.tls_always_on
         connection = Connection(self, remote_ip, remote_port, place, refusal, trusted=trusted, encrypted=encrypted)
+        if not self.connections:
+            self._empty.clear()
         self.connections.add(connection)
-        self._empty.clear()
         if introduced or connection.encrypted:
             self.keep(self.loop.create_task(self._connect_in_time(accepted, connection, introduced, self.policy)))
         else:
-            self._connect(self.loop.connect_accepted_socket(lambda: connection, accepted), accepted, connection)
+            handing = self.loop.connect_accepted_socket(lambda: connection, accepted)
+            self._connect(handing.__await__(), accepted, connection)
 
-    def _connect(
-        self, handing: Coroutine[Any, Any, Any], accepted: socket.socket, connection: Connection, _: object = None
-    ) -> None:
+    def _connect(self, steps: Iterator[Any], accepted: socket.socket, connection: Connection, _: object = None) -> None:
         """Hand a socket over to its connection, by the loop's coroutine for that: begin it, or go on with it.
 
         It waits once, until the connection was told. A task for that would be a twentieth of what a connection costs.
         """
         try:
-            told: asyncio.Future[Any] = handing.send(None)
-        except StopIteration:
-            pass
+            told: asyncio.Future[Any] | None = next(steps, None)
         except Exception as error:
             self._not_connected(accepted, connection, error)
         else:
-            told.add_done_callback(partial(self._connect, handing, accepted, connection))
+            if told is not None:
+                told.add_done_callback(partial(self._connect, steps, accepted, connection))
 
     async def _connect_in_time(
         self, accepted: socket.socket, connection: Connection, introduced: bool, policy: Policy

@@ -161,30 +161,25 @@ LOCAL_PART_TOO_LONG = Reply(501, "5.1.0", "Local part too long")
 DOMAIN_TOO_LONG = Reply(501, "5.1.0", "Domain too long")
 
 
-def queued(queued_id: str) -> Reply:
-    """Return the reply that hands the message over: from here on it is ours (RFC 5321 section 6.1)."""
-    text = f"OK: queued as {queued_id}"
-    # One is made for each message, and what is known to be well-formed need not be looked at once more.
-    if len(text) <= _MAX_SHORT and text.isascii() and text.isprintable():
-        return _ready(250, "2.0.0", text, f"250 2.0.0 {text}\r\n".encode("ascii"))
-    return Reply(250, "2.0.0", text)
-
-
 class _Draft:
     """A reply before it is frozen: what is frozen is written much slower."""
 
     __slots__ = ("code", "enhanced", "text", "wire")
 
 
-def _ready(code: int, enhanced: str, text: str, wire: bytes) -> Reply:
-    """Return the reply that is made of these, as they are."""
-    draft: Any = _Draft()
-    draft.code = code
-    draft.enhanced = enhanced
-    draft.text = text
-    draft.wire = wire
-    draft.__class__ = Reply
-    return draft  # type: ignore[no-any-return]  # it is a Reply by now
+def queued(queued_id: str) -> Reply:
+    """Return the reply that hands the message over: from here on it is ours (RFC 5321 section 6.1)."""
+    text = f"OK: queued as {queued_id}"
+    # One is made for each message, and what is known to be well-formed need not be looked at once more.
+    if len(text) <= _MAX_SHORT and text.isascii() and text.isprintable():
+        draft: Any = _Draft()
+        draft.code = 250
+        draft.enhanced = "2.0.0"
+        draft.text = text
+        draft.wire = f"250 2.0.0 {text}\r\n".encode("ascii")
+        draft.__class__ = Reply
+        return draft  # type: ignore[no-any-return]  # it is a Reply by now
+    return Reply(250, "2.0.0", text)
 
 
 def greeting(host_name: str) -> Reply:

@@ -125,22 +125,24 @@ class Session(Conversation):
         transaction = self._transaction
         if transaction is None or not self.asking:
             raise RuntimeError("no event waits for an answer")
-        if 300 <= reply.code < 400:
+        code = reply.code
+        if 300 <= code < 400:
             reply = replies.LOCAL_ERROR  # "go on" is no answer to a recipient or a message
+            code = reply.code
         self._out.append(reply)
         about_message = self._state is State.ASKED_MESSAGE
         self._state = State.COMMAND
         if about_message:
             self._end_transaction()
-            if reply.positive:
+            if code < 300:
                 self._patience.renew()
-        elif reply.positive:
+        elif code < 300:
             transaction.keep()
         else:
             transaction.take_back()
-            if not reply.temporary:
+            if code >= 500:
                 self._count_error()
-        if reply.code == 421:
+        if code == 421:
             self.close()
 
     def tls_established(self, tls: TLSInfo) -> None:
