@@ -1,6 +1,6 @@
 """Compiles what every message passes through, with mypyc; all else about the package is in pyproject.toml.
 
-The compiled form is made of the same source, and of two searches in C (``smtp/_scan.c``). It does the same, faster.
+The compiled form is made of the same source, and of two searches in C (``_scan.c``). It does the same, faster.
 Where there is no C compiler, or Python's own header files are not installed, the package is built without it and runs
 as it stands. ``GUERRILLA_COMPILE=0`` leaves it out too, and ``GUERRILLA_COMPILE=1`` makes its failure an error.
 ``guerrillad version`` says which form it is.
@@ -92,7 +92,7 @@ def extensions() -> list[object]:
             # Not +=: all of them share one list.
             extension.extra_compile_args = [*extension.extra_compile_args, "-fno-plt", "-fno-semantic-interposition"]
     optimized = [] if sys.platform == "win32" else ["-O3"]
-    return [*built, Extension("guerrilla.smtp._scan", [f"{PACKAGE}/smtp/_scan.c"], extra_compile_args=optimized)]
+    return [*built, Extension("guerrilla._scan", [f"{PACKAGE}/_scan.c"], extra_compile_args=optimized)]
 
 
 setup(ext_modules=[] if WISH == "0" else extensions(), cmdclass={"build_ext": BuildAllOrNothing})

@@ -11,8 +11,8 @@ from enum import Enum
 from typing import Final, Protocol
 
 from guerrilla.envelope import Body
+from guerrilla.scan import leading_dot, only_crlf
 from guerrilla.smtp.replies import BARE_NEWLINE, MESSAGE_TOO_LARGE, Reply
-from guerrilla.smtp.scan import leading_dot, only_crlf
 
 _SMALL: Final = 4096
 """Octets below which a piece is joined to others: as an object of its own it would cost more than it holds."""

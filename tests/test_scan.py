@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import guerrilla.smtp.session as session
-from guerrilla.smtp import scan
+from guerrilla import scan
 
 MOSTLY_ENDS = st.lists(st.sampled_from([b"\r\n", b"\r\n", b"\r", b"\n", b".", b"a", b"\x00", b"a" * 40])).map(b"".join)
 LARGE = st.tuples(MOSTLY_ENDS, st.integers(0, 20), MOSTLY_ENDS).map(
@@ -71,6 +71,6 @@ def test_what_is_no_bytes_is_not_searched() -> None:
 
 
 def test_the_searches_in_c_are_those_that_the_stub_names() -> None:
-    folder = Path(__file__).parents[2] / "src/guerrilla/smtp"
+    folder = Path(__file__).parents[1] / "src/guerrilla"
     named = re.findall(r"def (\w+)", (folder / "_scan.pyi").read_text())
     assert named == re.findall(r'^    \{"(\w+)"', (folder / "_scan.c").read_text(), flags=re.MULTILINE)

@@ -44,7 +44,7 @@ def plain_leading_dot(octets: bytes, /) -> int:
 
 
 try:
-    from guerrilla.smtp import _scan
+    from guerrilla import _scan
 except ImportError:
     _scan = None  # type: ignore[assignment]
 
