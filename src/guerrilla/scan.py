@@ -1,7 +1,8 @@
-"""Two searches that look at every octet of a message: for newlines that are none, and for a dot that leads a line.
+"""What looks at every octet of a message: for newlines that are none, for a dot that leads a line, for header fields.
 
-Where there is a C compiler they are in C (``_scan.c``), the only lines of this package that are written twice: what
-Python's own searches take for a message of 100 kB is more than all else that is done with it. Both pass the same tests.
+Where there is a C compiler it is in C (``_scan.c``), the only lines of this package that are written twice: what
+Python's own searches take for a message of 100 kB is more than all else that is done with it, and a header is searched
+anew for each of its fields. Both pass the same tests.
 """
 
 from __future__ import annotations
@@ -43,6 +44,16 @@ def plain_leading_dot(octets: bytes, /) -> int:
     return len(octets)
 
 
+def plain_ordinary_fields(octets: bytes, lines: int, name: int, value: int, /) -> list[tuple[str, str]] | None:
+    """Return the fields of a header, up to its empty line, if all in it is as it mostly is; None if something is not.
+
+    As it mostly is: plain text, in at most ``lines`` lines (unfolded) that end with CRLF, each of them a field whose
+    name has no blank and at most ``name`` octets, and its value at most ``value``. Python would read it no quicker than
+    any header, and leaves all to who reads those.
+    """
+    return None
+
+
 try:
     from guerrilla import _scan
 except ImportError:
@@ -50,3 +61,6 @@ except ImportError:
 
 leading_dot: Callable[[bytes], int] = getattr(_scan, "leading_dot", plain_leading_dot)
 only_crlf: Callable[[bytes], bool] = getattr(_scan, "only_crlf", plain_only_crlf)
+ordinary_fields: Callable[[bytes, int, int, int], list[tuple[str, str]] | None] = getattr(
+    _scan, "ordinary_fields", plain_ordinary_fields
+)
