@@ -11,6 +11,7 @@ import re
 from typing import Any, Final
 
 from guerrilla.envelope import Body, Headers
+from guerrilla.scan import ordinary_fields
 
 _MAX_BLOCK: Final = 1 << 20
 """Octets of header that are read: a hundred times what a long one has. What lies beyond is stored, but not read."""
@@ -64,8 +65,14 @@ def parse_header(data: Body) -> Headers:
     end = data.find(b"\r\n\r\n", 0, _MAX_BLOCK)
     given: Any = data  # a processor may have put a bytearray there
     block = bytes(given[: end if end >= 0 else _MAX_BLOCK])
+    fields = ordinary_fields(block, _MAX_LINES, _MAX_NAME, _MAX_VALUE)
+    return Headers(_fields(block) if fields is None else fields)
+
+
+def _fields(block: bytes) -> list[tuple[str, str]]:
+    """Return the fields of any header, ordinary or not."""
     if block.startswith(b"\r\n"):
-        return Headers()
+        return []
     unfolded = block.decode("latin-1").replace("\r\n ", " ")
     if "\t" in unfolded:
         unfolded = unfolded.replace("\r\n\t", "\t")
@@ -78,7 +85,7 @@ def parse_header(data: Body) -> Headers:
         ordinary = plain and "\r" not in line and "\n" not in line
         if name := _name(line[:colon], ordinary):
             fields.append((name, _value(line, colon + 1, ordinary)))
-    return Headers(fields)
+    return fields
 
 
 def _name(name: str, ordinary: bool) -> str:
