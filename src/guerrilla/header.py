@@ -100,12 +100,8 @@ def _name(name: str, ordinary: bool) -> str:
 
 def _value(line: str, start: int, ordinary: bool) -> str:
     """Return the value that starts there, without outer blanks and control characters."""
-    if start < len(line) and line[start] == " ":  # as nearly always, and most often there is no other
-        start += 1
     value = line[start:] if ordinary else _text(line[start:])
-    if value and (ord(value[0]) <= 32 or ord(value[-1]) <= 32):
-        value = value.strip(" \t")
-    return value if len(value) <= _MAX_VALUE else value[:_MAX_VALUE]
+    return value.strip(" \t")[:_MAX_VALUE]
 
 
 def _text(value: str) -> str:
