@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
@@ -84,8 +84,9 @@ def test_own_statement_as_the_driver_takes_it(dialect: Dialect) -> None:
     marks = ", ".join([("%s" if dialect.name == "mysql" else "?")] * len(names))
     assert made.text.endswith(f" VALUES ({marks})")
     row: dict[str, object] = {name: name for name in reversed(names)}
-    row |= {"date": datetime(2024, 2, 3, 4, 5, 6), "spam_score": 0.5, "is_tls": True, "mail": b"m", "ip_addr": b"i"}
-    written = {"date": "2024-02-03 04:05:06.000000"} if dialect.name == "sqlite" else {}
+    date = datetime(2024, 2, 3, 4, 5, 6)
+    row |= {"date": date.replace(tzinfo=UTC), "spam_score": 0.5, "is_tls": True, "mail": b"m", "ip_addr": b"i"}
+    written = {"date": "2024-02-03 04:05:06.000000" if dialect.name == "sqlite" else date}
     assert dict(zip(names, made.values(row), strict=True)) == row | written
 
 
@@ -97,7 +98,8 @@ def test_moments_of_sqlite() -> None:
     begin = datetime(2024, 12, 31, 23, 59, 58)
     steps = [0, 999_999, 1_000_000, 1_000_001, 1_999_999, 2_000_000, 1_999_999, 0, 86_400_000_000]
     moments = [begin + timedelta(microseconds=step) for step in steps] + [datetime.min, datetime.max]
-    rows = [dict.fromkeys(COLUMNS.split(), b"") | {"date": moment, "is_tls": False} for moment in moments]
+    blank = dict.fromkeys(COLUMNS.split(), b"") | {"is_tls": False}
+    rows = [blank | {"date": moment.replace(tzinfo=UTC)} for moment in moments]
     assert made.values_of(rows)[:: len(rows[0]) - 1] == [each.isoformat(" ", "microseconds") for each in moments]
 
 

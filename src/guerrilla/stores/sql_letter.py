@@ -7,7 +7,7 @@ Any: compiled code holds to types, and a tuple may stand where a list belongs.
 from __future__ import annotations
 
 import socket
-from datetime import UTC, datetime
+from datetime import UTC
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -58,11 +58,10 @@ class Letter:
 
 
 def _rows(envelope: Any, host: str, body: str) -> list[Row]:
-    """Return one row per recipient, without the octets."""
+    """Return one row per recipient, without the octets; ``date`` is in UTC, and says so."""
     received = envelope.received_at
     if received.tzinfo is not UTC:
         received = received.astimezone(UTC)
-    date = datetime.combine(received.date(), received.time())  # replace(tzinfo=None) takes six times as long
     sender = clean(str(envelope.mail_from), 255)
     subject = clean(envelope.subject, 255)
     fields = _first_values(envelope.header)
@@ -79,7 +78,7 @@ def _rows(envelope: Any, host: str, body: str) -> list[Row]:
         hashes = hashes[:1] * len(hashes)
     return [
         {
-            "date": date,
+            "date": received,
             "from": sender,
             "to": clean(recipient.at(host), 256),
             "subject": subject,

@@ -34,7 +34,7 @@ from guerrilla.stores.sql_database import (
 from guerrilla.stores.sql_errors import STORE_ERRORS, Verdict, cause_of, judge, rolled_back
 from guerrilla.stores.sql_letter import Letter
 from guerrilla.stores.sql_removal import Removal, Remover
-from guerrilla.stores.sql_table import DriverInsert, Row, insertion, mail_table
+from guerrilla.stores.sql_table import DriverInsert, Row, insertion, mail_table, without_zone
 
 _ATTEMPTS: Final = 3
 """How often a batch is tried whose transaction was rolled back, or whose connection was lost before the COMMIT."""
@@ -251,7 +251,7 @@ class SqlWriter:
         """Put the rows into the table, within the transaction."""
         statement = self._insertion
         if not isinstance(statement, Insert):
-            connection.execute(statement, rows)
+            connection.execute(statement, [row | {"date": without_zone(row["date"])} for row in rows])
             return
         if self._driver_insert is None:
             self._driver_insert = DriverInsert(statement, connection.dialect)
