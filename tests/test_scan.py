@@ -54,6 +54,9 @@ def test_it_is_found_wherever_it_stands(only_crlf: Callable[[bytes], bool], size
 @example(b".")
 @example(b"\r\n.")
 @example(b"\n.\r\n.")
+@example(b"a" * 4096)
+@example(b"\r\n." + b"a" * 4096)
+@example(b"a.b\r\n" * 1000 + b"\r\n.")
 def test_the_first_dot_that_leads_a_line_is_found(leading_dot: Callable[[bytes], int], octets: bytes) -> None:
     found = re.search(rb"\r\n\.", octets)
     assert leading_dot(octets) == (found.start() if found else len(octets))
