@@ -190,9 +190,38 @@ def test_fields_of_plain_text_are_ordinary(fields: str, end: str) -> None:
     assert scan.ordinary_fields(block, *LIMITS) == any_fields(block)
 
 
+@pytest.mark.parametrize("empty_line", [scan.plain_empty_line, scan.empty_line])
+@given(st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"a", b"a" * 70])).map(b"".join), st.integers(0, 20))
+@example(b"\r\n\r\n", 4)
+@example(b"\r\n\r\n", 3)
+@example(b"a" * 70 + b"\r\r\n\r\n\r\n", 0)
+@example(b"\r\n\r", 0)
+def test_the_empty_line_is_found_where_it_ends_within_the_limit(
+    empty_line: Callable[[bytes, int], int], octets: bytes, left_out: int
+) -> None:
+    most = len(octets) - left_out
+    if most < 0:
+        most = 1 << 20
+    match = re.search(rb"\r\n\r\n", octets[:most])
+    assert empty_line(octets, most) == (match.start() if match else -1)
+
+
+@in_c
+def test_an_empty_line_is_looked_for_among_octets_that_are_there() -> None:
+    for most in (-5, -1, 0, 3):
+        assert scan.empty_line(b"\r\n\r\n", most) == -1
+    with pytest.raises(OverflowError):
+        scan.empty_line(b"", 1 << 64)
+    wrong: list[tuple[object, ...]] = [(), (b"",), (b"", 1, 2), ("", 1), (b"", None), (bytearray(), 1)]
+    for arguments in wrong:
+        with pytest.raises(TypeError):
+            scan.empty_line(*arguments)  # type: ignore[arg-type]
+
+
 def test_what_is_compiled_searches_in_c() -> None:
     compiled = not str(session.__file__).endswith(".py")
     assert (scan.only_crlf is not scan.plain_only_crlf) is compiled
+    assert (scan.empty_line is not scan.plain_empty_line) is compiled
     assert (scan.leading_dot is not scan.plain_leading_dot) is compiled
     assert (scan.ordinary_fields is not scan.plain_ordinary_fields) is compiled
 

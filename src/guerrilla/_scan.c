@@ -62,6 +62,38 @@ leading_dot(PyObject *module, PyObject *octets)
     return PyLong_FromSsize_t(size);
 }
 
+static PyObject *
+empty_line(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
+{
+    (void)module;
+    if (count != 2) {
+        return PyErr_Format(PyExc_TypeError, "two arguments are meant, found %zd", count);
+    }
+    if (!has_octets(arguments[0])) {
+        return NULL;
+    }
+    Py_ssize_t size = PyLong_AsSsize_t(arguments[1]);
+    if (size == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (size > PyBytes_GET_SIZE(arguments[0])) {
+        size = PyBytes_GET_SIZE(arguments[0]);
+    }
+    const char *start = PyBytes_AS_STRING(arguments[0]);
+    const char *from = start;
+    while (size - (from - start) >= 4) {
+        const char *found = memchr(from, '\r', (size_t)(size - (from - start) - 3));
+        if (found == NULL) {
+            break;
+        }
+        if (memcmp(found, "\r\n\r\n", 4) == 0) {
+            return PyLong_FromSsize_t(found - start);
+        }
+        from = found + 1;
+    }
+    return PyLong_FromLong(-1);
+}
+
 /* Whether all is visible US-ASCII, blanks, tabs, CR and LF. No branch inside of this loop either. */
 static int
 has_only_text(const char *start, Py_ssize_t size)
@@ -181,6 +213,7 @@ ordinary_fields(PyObject *module, PyObject *const *arguments, Py_ssize_t count)
 }
 
 static PyMethodDef functions[] = {
+    {"empty_line", (PyCFunction)(void (*)(void))empty_line, METH_FASTCALL, NULL},
     {"leading_dot", leading_dot, METH_O, NULL},
     {"only_crlf", only_crlf, METH_O, NULL},
     {"ordinary_fields", (PyCFunction)(void (*)(void))ordinary_fields, METH_FASTCALL, NULL},

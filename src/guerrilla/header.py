@@ -11,7 +11,7 @@ import re
 from typing import Any, Final
 
 from guerrilla.envelope import Body, Headers
-from guerrilla.scan import ordinary_fields
+from guerrilla.scan import empty_line, ordinary_fields
 
 _MAX_BLOCK: Final = 1 << 20
 """Octets of header that are read: a hundred times what a long one has. What lies beyond is stored, but not read."""
@@ -62,8 +62,8 @@ def parse_header(data: Body) -> Headers:
     without control characters. What is no field (a line without a colon, with blanks in its name, the ``From`` line
     of an mbox) is left out, its continuation lines too.
     """
-    end = data.find(b"\r\n\r\n", 0, _MAX_BLOCK)
     given: Any = data  # a processor may have put a bytearray there
+    end = empty_line(given, _MAX_BLOCK) if type(given) is bytes else given.find(b"\r\n\r\n", 0, _MAX_BLOCK)
     block = bytes(given[: end if end >= 0 else _MAX_BLOCK])
     fields = ordinary_fields(block, _MAX_LINES, _MAX_NAME, _MAX_VALUE)
     return Headers(_fields(block) if fields is None else fields)
