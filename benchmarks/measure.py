@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 GRAIN: Final = 0.01
@@ -49,10 +49,12 @@ class Extent:
     rounds: int
     quick: bool = False
     """Whether to do a tenth of it, to see that it works."""
+    parts: int = 1
+    """Into how many each round is cut; this is one of them."""
 
     def count(self, full: int) -> int:
-        """Return how many there are to be, where a full run has so many."""
-        return max(full // 10, 1) if self.quick else full
+        """Return how many there are to be, where a whole round of a full run has so many."""
+        return max(full // (10 if self.quick else self.parts), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Scenario:
     cases: Sequence[Case]
     most_rounds: int = 100
     """For what takes long and varies little."""
+    parts: int = 1
+    """Into how many each round is cut, each with figures of its own: what disturbs for a moment is then in few of them."""
 
 
 class Key(NamedTuple):
@@ -121,8 +125,9 @@ def quantile(ordered: Sequence[float], share: float) -> float:
 def measure(scenarios: Iterable[Scenario], extent: Extent, results: Results, say: Callable[[str], None]) -> None:
     """Measure all cases of each scenario in turn, round by round; ``say`` is told what is under way."""
     for scenario in scenarios:
-        rounds = min(extent.rounds, scenario.most_rounds)
+        part = extent if extent.quick else replace(extent, parts=scenario.parts)
+        rounds = min(extent.rounds, scenario.most_rounds) * part.parts
         for number in range(rounds):
             for case in scenario.cases:
                 say(f"{scenario.name}: {case.subject}, round {number + 1} of {rounds}")
-                results.add(scenario.name, case.subject, case.run(extent))
+                results.add(scenario.name, case.subject, case.run(part))

@@ -30,7 +30,8 @@ SERVERS: Final[Mapping[str, _Start]] = {
     "limit": limit,
 }
 
-# How many messages each takes in about two seconds: what is measured is more than the grain of the processor's clock.
+# How many messages each takes in about two seconds, so that a third of it is more than the grain of the processor's
+# clock.
 _COUNTS: Final[Mapping[str, Mapping[str, int]]] = {
     "kept": {"guerrilla": 40_000, LOGGING: 5_000, "aiosmtpd": 10_000, "smtp-sink": 60_000, "limit": 80_000},
     "each": {"guerrilla": 20_000, LOGGING: 2_500, "aiosmtpd": 5_000, "smtp-sink": 16_000, "limit": 24_000},
@@ -52,6 +53,7 @@ def scenarios() -> list[Scenario]:
                 for connections in CONNECTION_COUNTS
                 for name, chain in (("no store", CHAIN), ("SQLite", STORE))
             ],
+            parts=2,
         ),
         Scenario(
             "pipelining",
@@ -60,6 +62,7 @@ def scenarios() -> list[Scenario]:
                 Case("one command at a time", partial(_pipelining, False)),
                 Case("MAIL, RCPT, DATA in one segment", partial(_pipelining, True)),
             ],
+            parts=2,
         ),
         Scenario(
             "processes",
@@ -69,6 +72,7 @@ def scenarios() -> list[Scenario]:
                 for title, kept in (("kept", True), ("each", False))
                 for processes in (1, 2)
             ],
+            parts=2,
         ),
     ]
 
@@ -78,7 +82,7 @@ def _beside_others(name: str, title: str, *, size: int = 2048, kept: bool = True
         with SERVERS[server]() as running:
             return by_smtp_source(running, extent.count(_COUNTS[name][server]), size=size, kept=kept).rates
 
-    return Scenario(name, title, [Case(server, partial(run, server)) for server in SERVERS])
+    return Scenario(name, title, [Case(server, partial(run, server)) for server in SERVERS], parts=3)
 
 
 def _with_store(chain: str, connections: int, extent: Extent) -> Mapping[str, float]:

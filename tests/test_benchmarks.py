@@ -84,6 +84,14 @@ def test_a_quick_run_does_a_tenth_and_never_nothing() -> None:
     assert Extent(1).count(1000) == 1000
 
 
+def test_a_round_is_cut_into_parts_that_take_turns_unless_it_is_quick() -> None:
+    for quick, parts in ((False, 3), (True, 1)):
+        found = Results()
+        cases = [Case(name, lambda extent: {PER_CPU: float(extent.count(300))}) for name in ("a", "b")]
+        measure([Scenario("kept", "", cases, parts=3)], Extent(2, quick=quick), found, lambda _: None)
+        assert found.values[Key("kept", "a", PER_CPU)] == [30.0 if quick else 100.0] * 2 * parts
+
+
 def test_cases_take_turns_and_a_scenario_has_no_more_rounds_than_it_wants() -> None:
     said: list[str] = []
     cases = [Case(name, lambda extent: {PER_CPU: float(extent.rounds)}) for name in ("a", "b")]
