@@ -75,7 +75,7 @@ class Scenario:
     most_rounds: int = 100
     """For what takes long and varies little."""
     parts: int = 1
-    """Into how many each round is cut, each with figures of its own: what disturbs for a moment is then in few of them."""
+    """Into how many each round is cut, each with its own figures: what disturbs for a moment is in few of them."""
 
 
 class Key(NamedTuple):
