@@ -289,7 +289,7 @@ async def test_ids_sort_by_age_and_are_no_other_gateway_s(running: Start) -> Non
     ids = []
     for _ in range(2):
         gateway = await running("HeadersParser")
-        envelopes = [Envelope() for _ in range(100)]
+        envelopes = [Envelope() for _ in range(1000)]
         await asyncio.gather(*[gateway.process(envelope) for envelope in envelopes])
         ids.append([envelope.queued_id for envelope in envelopes])
         assert ids[-1] == sorted(ids[-1])

@@ -101,7 +101,8 @@ class _Ids:
         millisecond = time.time_ns() // 1_000_000
         if millisecond != self._millisecond or not last:
             self._millisecond = millisecond
-            self._begin = f"{millisecond:012x}{self._instance}{count >> 8:06x}"
+            # Not {…:012x}: mypyc has that parsed each time.
+            self._begin = hex(millisecond | 1 << 48)[3:] + self._instance + hex(count >> 8 | 1 << 24)[3:]
         return self._begin + _OCTETS[last]
 
 
