@@ -381,6 +381,18 @@ async def test_a_worker_that_has_ended_is_not_called(running: Start) -> None:
     assert (await gateway.process(Envelope())).positive
 
 
+async def test_a_worker_that_has_ended_is_not_expected(running: Start) -> None:
+    """Nor does one that somebody has cancelled when it was called, and had not come."""
+    gateway = await running("HeadersParser", {"save_workers_size": 2, "gw_save_timeout": "100ms"})
+    await asyncio.sleep(0)
+    answers = [gateway.process(Envelope())]
+    [last] = [task for task in asyncio.all_tasks() if task.get_name() == "worker 2"]
+    last.cancel()
+    await asyncio.wait([last])
+    answers.append(gateway.process(Envelope()))
+    assert all(reply.positive for reply in await asyncio.gather(*answers))
+
+
 async def test_full_conveyor(running: Start) -> None:
     """What finds the conveyor full is told at once that we are too busy; what is on it is answered in its turn."""
     gateway = await running("HeadersParser", {**ONE, "gw_save_timeout": "1h"})

@@ -266,8 +266,11 @@ class Gateway:
         while not self._conveyor:
             call: asyncio.Future[None] = self._loop.create_future()
             self._resting.append(call)
-            await call
-            self._called -= 1
+            try:
+                await call
+            finally:
+                if not call.cancelled():  # else it was cancelled as it rested
+                    self._called -= 1
         return self._conveyor.popleft()
 
     async def _work(self) -> None:
