@@ -708,6 +708,33 @@ async def test_answer_cancelled_in_the_moment_of_the_reply(running: Start) -> No
     assert gate.cancelled.is_set()
 
 
+async def test_answer_cancelled_and_time_over_while_it_is_undone(running: Start) -> None:
+    """What is undone when its time is over, since its answer was cancelled, is undone in peace; its worker lives on."""
+    gate = Gate()
+
+    async def process(envelope: Envelope, task: Task) -> Reply:
+        if envelope.helo == "cancelled":
+            gate.entered.put_nowait(envelope)
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                await gate.open.wait()
+                gate.cancelled.set()
+                raise
+        return OK
+
+    keys = {**ONE, "gw_save_timeout": "10ms", "gw_val_rcpt_timeout": "1h", "validate_process": "Slow"}
+    gateway = await running("Slow", keys, Slow=bare(process))
+    answer = gateway.process(Envelope(helo="cancelled"))
+    await gate.entered.get()
+    answer.cancel()
+    following = gateway.validate_rcpt(Envelope())
+    assert await gateway.process(Envelope()) is SAVE_TIMEOUT  # and so the time of the one before it is over
+    gate.open.set()
+    assert await following is OK
+    assert gate.cancelled.is_set()
+
+
 async def test_an_answer_that_is_there_cannot_be_cancelled(running: Start) -> None:
     """Neither the one of work that is over, nor the one of work that goes on after its time."""
     stubborn = Stubborn()

@@ -75,7 +75,12 @@ class _Job:
         self.void = False
 
     def void_work(self) -> None:
-        """Have the work undone: its time is over, or whoever asked has cancelled the answer."""
+        """Have the work undone: its time is over, or whoever asked has cancelled the answer.
+
+        Only once: to undo it may take longer than its time, and the worker takes back one cancellation.
+        """
+        if self.void:
+            return
         self.void = True
         if self.worker is not None:
             self.worker.cancel()
