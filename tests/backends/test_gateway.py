@@ -735,6 +735,27 @@ async def test_answer_cancelled_and_time_over_while_it_is_undone(running: Start)
     assert gate.cancelled.is_set()
 
 
+@pytest.mark.parametrize("waits", [False, True])
+async def test_answer_cancelled_by_its_own_processor(running: Start, waits: bool) -> None:
+    """A processor that has its own message given up is cancelled where it waits next, and its worker lives on."""
+    answers: list[asyncio.Future[Reply]] = []
+    diary: list[str] = []
+
+    async def process(envelope: Envelope, task: Task) -> Reply:
+        if envelope.helo == "cancelled":
+            answers[0].cancel()
+            if waits:
+                await asyncio.sleep(0)
+            diary.append("went on")
+        return OK
+
+    gateway = await running("Own", {**ONE, "gw_save_timeout": "100ms"}, Own=bare(process))
+    answers.append(gateway.process(Envelope(helo="cancelled")))
+    await asyncio.wait(answers)
+    assert await gateway.process(Envelope()) is OK
+    assert diary == ([] if waits else ["went on"])
+
+
 async def test_an_answer_that_is_there_cannot_be_cancelled(running: Start) -> None:
     """Neither the one of work that is over, nor the one of work that goes on after its time."""
     stubborn = Stubborn()

@@ -290,6 +290,8 @@ class Gateway:
                 job.worker = None
                 if job.void:
                     worker.uncancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await asyncio.sleep(0)  # a processor that had it cancelled itself may not have waited since
                 elif not job.answer.done():
                     job.answer.set_result(reply)
             del job.answer.void_work
