@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import http
 import json
@@ -261,27 +262,56 @@ async def test_no_more_is_written_at_one_time_than_a_pipe_takes_whole(tmp_path: 
     assert 100 < len(lines) == 1000 - log.dropped
 
 
+@contextlib.contextmanager
+def room_for(octets: int, path: Path) -> Iterator[None]:
+    """Let the file grow by so many octets, and no more, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + octets, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+
 async def test_of_lines_that_do_not_fit_on_the_disk_each_is_counted(path: Path) -> None:
     """As far as the beginning of one of them fits, the next record has a line of its own."""
     log = Log(str(path))
     log.logger.info("first")
-    limit = path.stat().st_size + 150
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
+    with room_for(150, path):
         for number in range(3):
             log_info(log.logger, "message", {"number": number})
         await asyncio.sleep(0)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
     assert log.dropped == 2
     log.logger.info("last")
     log.close()
     lines = path.read_text().split("\n")
     assert [json.loads(lines[at])["event"] for at in (0, 1, 3)] == ["first", "message", "last"]
     assert len(lines) == 5
+
+
+def test_a_record_of_several_lines_that_does_not_fit_on_the_disk_is_one(path: Path) -> None:
+    log = Log(str(path), "info", "console")
+    log.logger.info("first")
+    with room_for(100, path):
+        log.logger.error("failed", exc_info=ValueError("why\n" * 20))
+    log.close()
+    assert log.dropped == 1
+
+
+async def test_no_empty_line_stands_behind_lines_that_fit_on_the_disk_to_the_end(path: Path) -> None:
+    log = Log(str(path))
+    log_info(log.logger, "message", {"number": 0})
+    await asyncio.sleep(0)
+    with room_for(path.stat().st_size, path):
+        for number in 1, 2:
+            log_info(log.logger, "message", {"number": number})
+        await asyncio.sleep(0)
+    log.logger.info("message", number=3)
+    log.close()
+    assert log.dropped == 1
+    assert [record["number"] for record in records(path)] == [0, 1, 3]
 
 
 def test_log_info_reaches_the_loggers_that_programs_give(caplog: pytest.LogCaptureFixture) -> None:

@@ -120,9 +120,11 @@ class Output:
             self.dropped += len(lines)
             return
         # On a full disk the beginning may fit: the next record must not be glued to it.
-        self._torn = written < len(octets)
-        if self._torn:
-            self.dropped += octets.count(b"\n", max(written, 1))  # not the one in front
+        end = len(octets)
+        while written < end and lines:
+            end -= len(lines.pop())
+            self.dropped += 1
+        self._torn = written != end
 
     def reopen(self) -> None:
         """Open the file anew. Raises OSError; then the old one stays in use."""
