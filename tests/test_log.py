@@ -15,6 +15,7 @@ import resource
 import signal
 import stat
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -244,6 +245,30 @@ async def test_lines_that_wait_go_to_the_file_that_was_open_when_they_came(path:
     log_info(log.logger, "message", {"number": 2})
     log.close()
     assert [record["number"] for each in (moved, path) for record in records(each)] == [1, 2]
+
+
+def test_what_is_told_while_a_line_is_put_with_the_others_is_written(path: Path) -> None:
+    """Python may call anything in between: what collects garbage, or the handler of a signal."""
+    log = Log(str(path))
+
+    class TellingLoop(asyncio.SelectorEventLoop):
+        def call_soon(self, *args: Any, **kwargs: Any) -> asyncio.Handle:  # type: ignore[override]
+            log.logger.info("told")
+            return super().call_soon(*args, **kwargs)
+
+    async def main() -> None:
+        log_info(log.logger, "message", {"number": 1})
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=TellingLoop) as runner:
+            runner.run(main())
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(10)  # else it waits for itself
+    assert not thread.is_alive()
+    log.close()
+    assert [record["event"] for record in records(path) if record["event"] != "told"] == ["message"]
 
 
 async def test_no_more_is_written_at_one_time_than_a_pipe_takes_whole(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ class Output:
         self.is_file = log_file not in ("stderr", "stdout", "off")
         self.dropped = 0
         self._path = log_file
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the handler of a signal may write, or what collects garbage, also within
         self._torn = False
         self._waiting: list[bytes] = []
         self._together = 0
