@@ -247,6 +247,30 @@ async def test_lines_that_wait_go_to_the_file_that_was_open_when_they_came(path:
     assert [record["number"] for each in (moved, path) for record in records(each)] == [1, 2]
 
 
+async def test_lines_wait_for_no_other_loop(path: Path) -> None:
+    """One that does not turn, or has ended, holds up its own lines at most."""
+    log = Log(str(path))
+    busy = asyncio.new_event_loop()
+    busy.call_soon(log_info, log.logger, "message", {"number": 1})
+    busy.call_soon(busy.stop)
+    await asyncio.to_thread(busy.run_forever)  # and it has one turn left to make
+    log_info(log.logger, "message", {"number": 2})
+    await asyncio.sleep(0)
+    assert [record["number"] for record in records(path)] == [1, 2]
+    busy.close()
+    log.close()
+
+
+async def test_a_thread_without_a_loop_waits_for_none(path: Path) -> None:
+    log = Log(str(path))
+    log_info(log.logger, "message", {"number": 1})
+    thread = threading.Thread(target=log_info, args=(log.logger, "message", {"number": 2}))
+    thread.start()
+    thread.join()
+    assert [record["number"] for record in records(path)] == [1, 2]
+    log.close()
+
+
 def test_what_is_told_while_a_line_is_put_with_the_others_is_written(path: Path) -> None:
     """Python may call anything in between: what collects garbage, or the handler of a signal."""
     log = Log(str(path))

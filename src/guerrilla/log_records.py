@@ -60,6 +60,8 @@ class Output:
         self._waiting: list[bytes] = []
         self._together = 0
         """Octets of what waits."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The loop that was told last to write it, if anything waits."""
         self._descriptor = self._open()
 
     def _open(self) -> int:
@@ -91,12 +93,15 @@ class Output:
         with self._lock:
             if self._together + len(line) > MAX_TOGETHER and self._waiting:
                 self._write_waiting()
-            if not self._waiting:
-                try:
-                    asyncio.get_running_loop().call_soon(self.flush)
-                except RuntimeError:
-                    self._write([line])
-                    return
+            try:
+                loop = asyncio.get_running_loop()
+                if loop is not self._loop:  # another one may be busy, or have ended
+                    loop.call_soon(self.flush)
+                    self._loop = loop
+            except RuntimeError:
+                self._write_waiting()
+                self._write([line])
+                return
             self._waiting.append(line)
             self._together += len(line)
 
@@ -106,7 +111,7 @@ class Output:
             self._write_waiting()
 
     def _write_waiting(self) -> None:
-        lines, self._waiting, self._together = self._waiting, [], 0
+        lines, self._waiting, self._together, self._loop = self._waiting, [], 0, None
         if lines:
             self._write(lines)
 
