@@ -103,6 +103,19 @@ def test_moments_of_sqlite() -> None:
     assert made.values_of(rows)[:: len(rows[0]) - 1] == [each.isoformat(" ", "microseconds") for each in moments]
 
 
+def test_a_moment_of_a_class_that_writes_itself_otherwise() -> None:
+    """A processor may have put it there, since libraries have classes of their own."""
+
+    class Moment(datetime):
+        def isoformat(self, *_: object, **__: object) -> str:
+            return "now"
+
+    statement = insertion(mail_table("t"), "sqlite")
+    assert isinstance(statement, Insert)
+    row = dict.fromkeys(COLUMNS.split(), b"") | {"is_tls": False, "date": Moment(2024, 2, 3, 4, 5, 6, tzinfo=UTC)}
+    assert DriverInsert(statement, sqlite.dialect()).values(row)[0] == "2024-02-03 04:05:06.000000"
+
+
 def test_one_of_both() -> None:
     """Given alone, each of the two keys has the Go program's default for the other; VALUES may be left out."""
     statement, columns = bound("INSERT INTO mine (x)", "")

@@ -211,7 +211,7 @@ class _Moments:
     def write(self, moment: datetime) -> str:
         """Return the moment, which is in UTC, as text that does not say so."""
         if not self._begin <= moment <= self._end:
-            self._written = moment.isoformat(" ", "seconds").partition("+")[0]
+            self._written = without_zone(moment).isoformat(" ", "seconds")
             self._begin = moment.replace(microsecond=0)
             self._end = moment.replace(microsecond=999_999)
         return f"{self._written}.{str(1_000_000 + moment.microsecond)[1:]}"  # {:06} takes twice as long
