@@ -769,6 +769,18 @@ async def test_an_answer_that_is_there_cannot_be_cancelled(running: Start) -> No
     assert not kept.cancel()
 
 
+async def test_an_answer_that_somebody_else_has_given_stays(running: Start) -> None:
+    """It is a future as any other; its worker goes on to the next."""
+    gate = Gate()
+    gateway = await running("Gate", {**ONE, "gw_save_timeout": "100ms"}, Gate=gate.processor)
+    answer = gateway.process(Envelope())
+    await gate.entered.get()
+    answer.set_result(QUOTA_EXCEEDED)
+    gate.open.set()
+    assert (await gateway.process(Envelope())).positive
+    assert await answer is QUOTA_EXCEEDED
+
+
 async def test_an_envelope_waits_for_no_worker_that_is_at_work(running: Start) -> None:
     """Where something may wait, one worker is called for each: also when one was called before, and has not come."""
     gate = Gate()

@@ -274,8 +274,7 @@ class Gateway:
             try:
                 await call
             finally:
-                if not call.cancelled():  # else it was cancelled as it rested
-                    self._called -= 1
+                self._called -= not call.cancelled()  # it is, when the worker was cancelled as it rested
         return self._conveyor.popleft()
 
     async def _work(self) -> None:
