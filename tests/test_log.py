@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import errno
 import http
 import json
@@ -11,11 +9,8 @@ import logging
 import os
 import pty
 import re
-import resource
-import signal
 import stat
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -220,147 +215,6 @@ def test_log_info_writes_what_the_method_does(
     text = re.sub(r"\d{4}-\d\d-\d\dT[0-9:.]{12}Z", "", path.read_text("utf-8"))
     assert text == text[: len(text) // 2] * 2
     assert not (text and level == "warning")
-
-
-async def test_the_lines_of_one_turn_are_written_together_before_what_is_told_afterwards(path: Path) -> None:
-    """In their order among all others, and once the turn is over."""
-    log = Log(str(path))
-    for number in range(3):
-        log_info(log.logger, "message", {"number": number})
-    assert records(path) == []
-    await asyncio.sleep(0)
-    assert [record["number"] for record in records(path)] == [0, 1, 2]
-    log_info(log.logger, "message", {"number": 3})
-    log.logger.info("another", number=4)
-    log_info(log.logger, "message", {"number": 5})
-    log.close()
-    assert [record["number"] for record in records(path)] == [0, 1, 2, 3, 4, 5]
-
-
-async def test_lines_that_wait_go_to_the_file_that_was_open_when_they_came(path: Path) -> None:
-    log = Log(str(path))
-    log_info(log.logger, "message", {"number": 1})
-    moved = path.rename(path.with_suffix(".1"))
-    log.reopen()
-    log_info(log.logger, "message", {"number": 2})
-    log.close()
-    assert [record["number"] for each in (moved, path) for record in records(each)] == [1, 2]
-
-
-async def test_lines_wait_for_no_other_loop(path: Path) -> None:
-    """One that does not turn, or has ended, holds up its own lines at most."""
-    log = Log(str(path))
-    busy = asyncio.new_event_loop()
-    busy.call_soon(log_info, log.logger, "message", {"number": 1})
-    busy.call_soon(busy.stop)
-    await asyncio.to_thread(busy.run_forever)  # and it has one turn left to make
-    log_info(log.logger, "message", {"number": 2})
-    await asyncio.sleep(0)
-    assert [record["number"] for record in records(path)] == [1, 2]
-    busy.close()
-    log.close()
-
-
-async def test_a_thread_without_a_loop_waits_for_none(path: Path) -> None:
-    log = Log(str(path))
-    log_info(log.logger, "message", {"number": 1})
-    thread = threading.Thread(target=log_info, args=(log.logger, "message", {"number": 2}))
-    thread.start()
-    thread.join()
-    assert [record["number"] for record in records(path)] == [1, 2]
-    log.close()
-
-
-def test_what_is_told_while_a_line_is_put_with_the_others_is_written(path: Path) -> None:
-    """Python may call anything in between: what collects garbage, or the handler of a signal."""
-    log = Log(str(path))
-
-    class TellingLoop(asyncio.SelectorEventLoop):
-        def call_soon(self, *args: Any, **kwargs: Any) -> asyncio.Handle:  # type: ignore[override]
-            log.logger.info("told")
-            return super().call_soon(*args, **kwargs)
-
-    async def main() -> None:
-        log_info(log.logger, "message", {"number": 1})
-
-    def run() -> None:
-        with asyncio.Runner(loop_factory=TellingLoop) as runner:
-            runner.run(main())
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(10)  # else it waits for itself
-    assert not thread.is_alive()
-    log.close()
-    assert [record["event"] for record in records(path) if record["event"] != "told"] == ["message"]
-
-
-async def test_no_more_is_written_at_one_time_than_a_pipe_takes_whole(tmp_path: Path) -> None:
-    """What does not fit into a pipe is dropped line by line, counted, and never torn."""
-    path = tmp_path / "pipe"
-    os.mkfifo(path)
-    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    log = Log(str(path))
-    for number in range(1000):
-        log_info(log.logger, "message", {"number": number, "text": "x" * 200})
-    await asyncio.sleep(0)
-    log.close()
-    lines = b"".join(iter(lambda: os.read(reader, 65536), b"")).splitlines()
-    os.close(reader)
-    assert [json.loads(line)["number"] for line in lines] == list(range(len(lines)))
-    assert 100 < len(lines) == 1000 - log.dropped
-
-
-@contextlib.contextmanager
-def room_for(octets: int, path: Path) -> Iterator[None]:
-    """Let the file grow by so many octets, and no more, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + octets, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
-
-
-async def test_of_lines_that_do_not_fit_on_the_disk_each_is_counted(path: Path) -> None:
-    """As far as the beginning of one of them fits, the next record has a line of its own."""
-    log = Log(str(path))
-    log.logger.info("first")
-    with room_for(150, path):
-        for number in range(3):
-            log_info(log.logger, "message", {"number": number})
-        await asyncio.sleep(0)
-    assert log.dropped == 2
-    log.logger.info("last")
-    log.close()
-    lines = path.read_text().split("\n")
-    assert [json.loads(lines[at])["event"] for at in (0, 1, 3)] == ["first", "message", "last"]
-    assert len(lines) == 5
-
-
-def test_a_record_of_several_lines_that_does_not_fit_on_the_disk_is_one(path: Path) -> None:
-    log = Log(str(path), "info", "console")
-    log.logger.info("first")
-    with room_for(100, path):
-        log.logger.error("failed", exc_info=ValueError("why\n" * 20))
-    log.close()
-    assert log.dropped == 1
-
-
-async def test_no_empty_line_stands_behind_lines_that_fit_on_the_disk_to_the_end(path: Path) -> None:
-    log = Log(str(path))
-    log_info(log.logger, "message", {"number": 0})
-    await asyncio.sleep(0)
-    with room_for(path.stat().st_size, path):
-        for number in 1, 2:
-            log_info(log.logger, "message", {"number": number})
-        await asyncio.sleep(0)
-    log.logger.info("message", number=3)
-    log.close()
-    assert log.dropped == 1
-    assert [record["number"] for record in records(path)] == [0, 1, 3]
 
 
 def test_log_info_reaches_the_loggers_that_programs_give(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,6 @@ A line is written for each message, so this is on its way; what is configured, a
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import os
@@ -24,9 +23,6 @@ MAX_TEXT: Final = 256
 
 MAX_TRACEBACK = 16384
 """Characters of a traceback, at most; its end is kept, where the cause stands."""
-
-MAX_TOGETHER: Final = 4096
-"""Octets that are written at one time: what a pipe takes whole or not at all, so that no line is torn (pipe(7))."""
 
 _MAX_DEPTH = 4
 
@@ -49,19 +45,14 @@ _COLOURS = {
 
 
 class Output:
-    """The file that records go to, by a descriptor of our own. Nothing waits for longer than a turn of the loop."""
+    """The file that records go to. Each is one write to a descriptor of our own, without a buffer."""
 
     def __init__(self, log_file: str) -> None:
         self.is_file = log_file not in ("stderr", "stdout", "off")
         self.dropped = 0
         self._path = log_file
-        self._lock = threading.RLock()  # the handler of a signal may write, or what collects garbage, also within
+        self._lock = threading.Lock()
         self._torn = False
-        self._waiting: list[bytes] = []
-        self._together = 0
-        """Octets of what waits."""
-        self._loop: asyncio.AbstractEventLoop | None = None
-        """The loop that was told last to write it, if anything waits."""
         self._descriptor = self._open()
 
     def _open(self) -> int:
@@ -78,58 +69,19 @@ class Output:
         """Whether a person looks at it, and wants colours."""
         return self._descriptor >= 0 and os.isatty(self._descriptor) and not os.environ.get("NO_COLOR")
 
-    def write(self, line: bytes) -> None:
+    def write(self, octets: bytes) -> None:
         """Append a line, if the file can take it."""
         with self._lock:
-            if self._waiting:
-                self._write_waiting()
-            self._write([line])
-
-    def write_soon(self, line: bytes) -> None:
-        """Append a line when the loop turns, together with all that came by then: before anything else that is told.
-
-        A write for each costs as much as to make the line. Where no loop runs, it is written at once.
-        """
-        with self._lock:
-            if self._together + len(line) > MAX_TOGETHER and self._waiting:
-                self._write_waiting()
+            if self._torn:
+                octets = b"\n" + octets
             try:
-                loop = asyncio.get_running_loop()
-                if loop is not self._loop:  # another one may be busy, or have ended
-                    loop.call_soon(self.flush)
-                    self._loop = loop
-            except RuntimeError:
-                self._write_waiting()
-                self._write([line])
+                written = os.write(self._descriptor, octets)
+            except OSError:
+                self.dropped += 1
                 return
-            self._waiting.append(line)
-            self._together += len(line)
-
-    def flush(self) -> None:
-        """Append what waits."""
-        with self._lock:
-            self._write_waiting()
-
-    def _write_waiting(self) -> None:
-        lines, self._waiting, self._together, self._loop = self._waiting, [], 0, None
-        if lines:
-            self._write(lines)
-
-    def _write(self, lines: list[bytes]) -> None:
-        octets = lines[0] if len(lines) == 1 else b"".join(lines)
-        if self._torn:
-            octets = b"\n" + octets
-        try:
-            written = os.write(self._descriptor, octets)
-        except OSError:
-            self.dropped += len(lines)
-            return
-        # On a full disk the beginning may fit: the next record must not be glued to it.
-        end = len(octets)
-        while written < end and lines:
-            end -= len(lines.pop())
-            self.dropped += 1
-        self._torn = written != end
+            # On a full disk the beginning may fit: the next record must not be glued to it.
+            self._torn = written < len(octets)
+            self.dropped += self._torn
 
     def reopen(self) -> None:
         """Open the file anew. Raises OSError; then the old one stays in use."""
@@ -137,7 +89,6 @@ class Output:
             return
         fresh = self._open()
         with self._lock:
-            self._write_waiting()
             old, self._descriptor = self._descriptor, fresh
             self._torn = False
         if old >= 0:
@@ -146,7 +97,6 @@ class Output:
     def close(self) -> None:
         """Close it. What is written afterwards is dropped, and counted."""
         with self._lock:
-            self._write_waiting()
             old, self._descriptor = self._descriptor, -1
         if old >= 0:
             os.close(old)
@@ -166,15 +116,12 @@ class Records:
         self._second = (-1, "")
         """The latest second, and how it is written: a busy log has many records in one."""
 
-    def write(self, method: str, event: object, fields: dict[str, Any], *, soon: bool = False) -> None:
-        """Write what a method of the logger was given; ``soon``: as ``Output.write_soon`` does."""
+    def write(self, method: str, event: object, fields: dict[str, Any]) -> None:
+        """Write what a method of the logger was given."""
         try:
             line = self._plain_line(method, event, fields) or self._render(self.record(method, event, fields))
         except Exception:  # a value that cannot be written must not fail the mail it belongs to
             self._output.dropped += 1
-            return
-        if soon:
-            self._output.write_soon(line)
         else:
             self._output.write(line)
 
@@ -216,12 +163,12 @@ class Records:
 def log_info(log: FilteringBoundLogger, event: str, fields: dict[str, Any]) -> None:
     """Do what ``log.info(event, **fields)`` does; where the log is one of ours, without structlog's part of it.
 
-    It is for the line that is written for each message: a busy loop writes all of one turn together.
+    It is for the line that is written for each message.
     """
     ours: Any = log
     records = getattr(ours, "_logger", None)
     if isinstance(records, Records) and records.informs:
-        records.write("info", event, {**ours._context, **fields} if ours._context else fields, soon=True)
+        records.write("info", event, {**ours._context, **fields} if ours._context else fields)
     else:
         log.info(event, **fields)
 
