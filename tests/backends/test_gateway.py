@@ -793,15 +793,6 @@ async def test_an_envelope_waits_for_no_worker_that_is_at_work(running: Start) -
     assert all(reply.positive for reply in await asyncio.gather(*answers))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_what_need_not_wait_is_done_by_whoever_was_called(running: Start, workers: int) -> None:
-    """All of it is, whenever it comes."""
-    gateway = await running("HeadersParser|Hasher", {"save_workers_size": workers})
-    for _ in range(3):
-        answers = [gateway.process(Envelope()) for _ in range(5)]
-        assert all(reply.positive for reply in await asyncio.gather(*answers))
-
-
 # The end
 
 

@@ -22,7 +22,6 @@ from structlog.typing import FilteringBoundLogger
 from guerrilla.backends.answer import Answer
 from guerrilla.backends.base import Process, State, Task
 from guerrilla.backends.deadlines import Deadlines
-from guerrilla.backends.hooks import is_quick
 from guerrilla.backends.registry import Line
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import (
@@ -126,10 +125,6 @@ class Gateway:
         self._workers: list[asyncio.Task[None]] = []
         self._resting: deque[asyncio.Future[None]] = deque()
         """Workers that wait for something to be put on the conveyor; the one that came last is called first."""
-        self._called = 0
-        """How many of them were called, and have not come yet."""
-        self._quick = is_quick(line.save) and is_quick(line.validate)
-        """Whether a worker is done with each envelope at once, and so with all that wait when it comes."""
         self._ids = _Ids()
         # Since the start, the loop is remembered: to ask for it asks the system for the number of the process.
         self._loop: asyncio.AbstractEventLoop
@@ -257,13 +252,10 @@ class Gateway:
         return answer
 
     def _wake_worker(self) -> None:
-        if self._called and self._quick:
-            return
         while self._resting:
             call = self._resting.pop()
             if not call.done():
                 call.set_result(None)
-                self._called += 1
                 return
 
     async def _next_job(self) -> _Job:
@@ -271,10 +263,7 @@ class Gateway:
         while not self._conveyor:
             call: asyncio.Future[None] = self._loop.create_future()
             self._resting.append(call)
-            try:
-                await call
-            finally:
-                self._called -= not call.cancelled()  # it is, when the worker was cancelled as it rested
+            await call
         return self._conveyor.popleft()
 
     async def _work(self) -> None:

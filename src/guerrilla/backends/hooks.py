@@ -47,13 +47,6 @@ class Annotator:
         return self.following(envelope, task)
 
 
-def is_quick(process: Process) -> bool:
-    """Tell whether nothing waits in the line that begins with this: each of its processors is called, none awaited."""
-    while isinstance(process, Annotator):
-        process = process.following
-    return process is end_of_line
-
-
 async def end_of_line(envelope: Envelope, task: Task) -> Reply:
     """Answer for an envelope that has passed every processor: the seed's DefaultProcessor."""
     return queued(envelope.queued_id) if task is _SAVE_MAIL else RECIPIENT_OK
