@@ -1,6 +1,6 @@
 """Compiles what every message passes through, with mypyc; all else about the package is in pyproject.toml.
 
-The compiled form is made of the same source, and of three functions in C (``_scan.c``). It does the same, faster.
+The compiled form is made of the same source, and of a few functions in C (``_scan.c``). It does the same, faster.
 Where there is no C compiler, or Python's own header files are not installed, the package is built without it and runs
 as it stands. ``GUERRILLA_COMPILE=0`` leaves it out too, and ``GUERRILLA_COMPILE=1`` makes its failure an error.
 ``guerrillad version`` says which form it is.
