@@ -65,7 +65,7 @@ def plain_ordinary_fields(octets: bytes, lines: int, name: int, value: int, /) -
 try:
     from guerrilla import _scan
 except ImportError:
-    _scan = None  # type: ignore[assignment]
+    _scan = None  # type: ignore[assignment]  # it was not built
 
 empty_line: Callable[[bytes, int], int] = getattr(_scan, "empty_line", plain_empty_line)
 leading_dot: Callable[[bytes], int] = getattr(_scan, "leading_dot", plain_leading_dot)

@@ -381,8 +381,8 @@ async def test_a_worker_that_has_ended_is_not_called(running: Start) -> None:
     assert (await gateway.process(Envelope())).positive
 
 
-async def test_a_worker_that_has_ended_is_not_expected(running: Start) -> None:
-    """Nor does one that somebody has cancelled when it was called, and had not come."""
+async def test_what_a_worker_was_called_for_that_has_ended_is_done_by_the_next(running: Start) -> None:
+    """Somebody has cancelled it before it came: whoever is called after it takes both."""
     gateway = await running("HeadersParser", {"save_workers_size": 2, "gw_save_timeout": "100ms"})
     await asyncio.sleep(0)
     answers = [gateway.process(Envelope())]
@@ -782,7 +782,7 @@ async def test_an_answer_that_somebody_else_has_given_stays(running: Start) -> N
 
 
 async def test_an_envelope_waits_for_no_worker_that_is_at_work(running: Start) -> None:
-    """Where something may wait, one worker is called for each: also when one was called before, and has not come."""
+    """One is called for each envelope, also when one was called before, and has not come."""
     gate = Gate()
     gateway = await running("Gate", {"save_workers_size": 2}, Gate=gate.processor)
     await asyncio.sleep(0)  # both come to their rest

@@ -44,8 +44,8 @@ CONVEYOR_CAPACITY: Final = 10_000
 _RUNNING: Final = State.RUNNING
 _SAVE_MAIL: Final = Task.SAVE_MAIL
 
-
 _OCTETS: Final = tuple(f"{octet:02x}" for octet in range(256))
+"""What the last two digits of a queue id can be."""
 
 
 class InitializeError(Exception):
