@@ -383,7 +383,7 @@ async def test_a_worker_that_has_ended_is_not_called(running: Start) -> None:
 
 async def test_what_a_worker_was_called_for_that_has_ended_is_done_by_the_next(running: Start) -> None:
     """Somebody has cancelled it before it came: whoever is called after it takes both."""
-    gateway = await running("HeadersParser", {"save_workers_size": 2, "gw_save_timeout": "100ms"})
+    gateway = await running("HeadersParser", {"save_workers_size": 2})
     await asyncio.sleep(0)
     answers = [gateway.process(Envelope())]
     [last] = [task for task in asyncio.all_tasks() if task.get_name() == "worker 2"]
@@ -749,7 +749,7 @@ async def test_answer_cancelled_by_its_own_processor(running: Start, waits: bool
             diary.append("went on")
         return OK
 
-    gateway = await running("Own", {**ONE, "gw_save_timeout": "100ms"}, Own=bare(process))
+    gateway = await running("Own", ONE, Own=bare(process))
     answers.append(gateway.process(Envelope(helo="cancelled")))
     await asyncio.wait(answers)
     assert await gateway.process(Envelope()) is OK
@@ -772,7 +772,7 @@ async def test_an_answer_that_is_there_cannot_be_cancelled(running: Start) -> No
 async def test_an_answer_that_somebody_else_has_given_stays(running: Start) -> None:
     """It is a future as any other; its worker goes on to the next."""
     gate = Gate()
-    gateway = await running("Gate", {**ONE, "gw_save_timeout": "100ms"}, Gate=gate.processor)
+    gateway = await running("Gate", ONE, Gate=gate.processor)
     answer = gateway.process(Envelope())
     await gate.entered.get()
     answer.set_result(QUOTA_EXCEEDED)
