@@ -63,6 +63,17 @@ def notes(name: str, diary: list[str], broken: BaseException | None = None) -> t
     return Noting
 
 
+class Panic(BaseException):
+    """What a library that is written in Rust raises."""
+
+
+class Passing(Processor[ProcessorConfig]):
+    """Passes everything on. For that it is awaited, so by a worker."""
+
+    async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
+        return await call_next()
+
+
 def submit(gateway: Gateway, task: Task, envelope: Envelope | None = None) -> asyncio.Future[Reply]:
     envelope = envelope or Envelope()
     return gateway.process(envelope) if task is Task.SAVE_MAIL else gateway.validate_rcpt(envelope)
@@ -373,7 +384,7 @@ async def test_a_worker_that_is_called_in_vain(running: Start) -> None:
 
 async def test_a_worker_that_has_ended_is_not_called(running: Start) -> None:
     """A worker that somebody has cancelled while it rested does not keep a message from the others."""
-    gateway = await running("HeadersParser", {"save_workers_size": 2})
+    gateway = await running("Passing", {"save_workers_size": 2}, Passing=Passing)
     await asyncio.sleep(0)
     [last] = [task for task in asyncio.all_tasks() if task.get_name() == "worker 2"]
     last.cancel()
@@ -383,7 +394,7 @@ async def test_a_worker_that_has_ended_is_not_called(running: Start) -> None:
 
 async def test_what_a_worker_was_called_for_that_has_ended_is_done_by_the_next(running: Start) -> None:
     """Somebody has cancelled it before it came: whoever is called after it takes both."""
-    gateway = await running("HeadersParser", {"save_workers_size": 2})
+    gateway = await running("Passing", {"save_workers_size": 2}, Passing=Passing)
     await asyncio.sleep(0)
     answers = [gateway.process(Envelope())]
     [last] = [task for task in asyncio.all_tasks() if task.get_name() == "worker 2"]
@@ -393,9 +404,70 @@ async def test_what_a_worker_was_called_for_that_has_ended_is_done_by_the_next(r
     assert all(reply.positive for reply in await asyncio.gather(*answers))
 
 
+async def test_a_line_that_never_waits_answers_at_once(running: Start) -> None:
+    """Neither a worker nor the conveyor has a part in it."""
+    gate = Gate()
+    gateway = await running("HeadersParser|Hasher|Header", {**ONE, "validate_process": "Gate"}, Gate=gate.processor)
+    asked = gateway.validate_rcpt(Envelope())
+    await gate.entered.get()
+    envelope = Envelope(rcpt_to=[Address("a", "b")], data=b"Subject: hello\r\n\r\n")
+    answer = gateway.process(envelope)
+    assert answer.done()
+    assert str(await answer) == f"250 2.0.0 OK: queued as {envelope.queued_id}"
+    assert (envelope.subject, len(envelope.hashes), gateway.queue_depth) == ("hello", 1, 0)
+    assert envelope.delivery_header.startswith(b"Delivered-To: a@")
+    assert not answer.cancel()
+    gate.open.set()
+    assert (await asked).positive
+
+
+@pytest.mark.parametrize("line", ["HeadersParser|Passing", "Passing|HeadersParser", "HeadersParser|End"])
+async def test_a_line_with_anything_else_in_it_is_a_worker_s(running: Start, line: str) -> None:
+    async def end(envelope: Envelope, task: Task) -> Reply:
+        return OK
+
+    gateway = await running(line, ONE, Passing=Passing, End=bare(end))
+    answer = gateway.process(Envelope())
+    assert not answer.done()
+    assert (await answer).positive
+
+
+FAILURES = {"value": ValueError("no"), "exit": SystemExit(), "cancelled": asyncio.CancelledError(), "panic": Panic()}
+
+
+class Breaking(Processor[ProcessorConfig]):
+    """Fails by what the message says."""
+
+    def annotate(self, envelope: Any) -> None:
+        if envelope.helo == "interrupt":
+            raise KeyboardInterrupt
+        if envelope.helo == "id":
+            envelope.queued_id = 7
+        if envelope.helo in (*FAILURES, "id"):
+            raise FAILURES.get(envelope.helo, ValueError())
+
+
+@pytest.mark.parametrize("helo", [*FAILURES, "id"])
+async def test_what_fails_in_a_line_that_never_waits(running: Start, records: LogCapture, helo: str) -> None:
+    """The client is told 451, the log the cause, and the next message is kept."""
+    gateway = await running("HeadersParser|Breaking", ONE, Breaking=Breaking)
+    envelope = Envelope(helo=helo)
+    assert await gateway.process(envelope) is LOCAL_ERROR
+    [entry] = records.entries
+    assert entry["exc_info"]
+    assert (entry["event"], entry["task"], entry["queued_id"]) == ("processor failed", "save mail", envelope.queued_id)
+    assert (await gateway.process(Envelope())).positive
+
+
+async def test_an_interrupt_in_a_line_that_never_waits_ends_the_program(running: Start) -> None:
+    gateway = await running("Breaking", ONE, Breaking=Breaking)
+    with pytest.raises(KeyboardInterrupt):
+        gateway.process(Envelope(helo="interrupt"))
+
+
 async def test_full_conveyor(running: Start) -> None:
     """What finds the conveyor full is told at once that we are too busy; what is on it is answered in its turn."""
-    gateway = await running("HeadersParser", {**ONE, "gw_save_timeout": "1h"})
+    gateway = await running("Passing", {**ONE, "gw_save_timeout": "1h"}, Passing=Passing)
     answers = [gateway.process(Envelope()) for _ in range(CONVEYOR_CAPACITY)]
     refused = gateway.process(Envelope())
     assert refused.done()
@@ -409,7 +481,7 @@ async def test_two_gateways(running: Start) -> None:
     """Two gateways do not know of each other: one that hangs or has ended does not touch the other."""
     gate = Gate()
     one = await running("Gate", ONE, Gate=gate.processor)
-    other = await running("HeadersParser", ONE)
+    other = await running("Passing", ONE, Passing=Passing)
     answer = one.process(Envelope())
     await gate.entered.get()
     assert (await other.process(Envelope())).positive
@@ -420,10 +492,6 @@ async def test_two_gateways(running: Start) -> None:
 
 
 # What a processor may do
-
-
-class Panic(BaseException):
-    """What a library that is written in Rust raises."""
 
 
 async def cancelled_from_within() -> None:
@@ -764,7 +832,7 @@ async def test_an_answer_that_is_there_cannot_be_cancelled(running: Start) -> No
     assert await late is SAVE_TIMEOUT
     assert not late.cancel()
     stubborn.end.set()
-    kept = (await running("HeadersParser", ONE)).process(Envelope())
+    kept = (await running("Passing", ONE, Passing=Passing)).process(Envelope())
     assert (await kept).positive
     assert not kept.cancel()
 
@@ -855,7 +923,7 @@ async def test_shutdown_when_all_is_void(running: Start, monkeypatch: pytest.Mon
 async def test_shutdown_ends_the_workers(running: Start) -> None:
     """After the shutdown no task of the gateway is left."""
     before = asyncio.all_tasks()
-    gateway = await running("HeadersParser", {"save_workers_size": 3})
+    gateway = await running("Passing", {"save_workers_size": 3}, Passing=Passing)
     await gateway.process(Envelope())
     workers = asyncio.all_tasks() - before
     assert {task.get_name() for task in workers} == {"worker 1", "worker 2", "worker 3"}

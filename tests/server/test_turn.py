@@ -74,3 +74,31 @@ async def test_what_is_for_a_connection_that_was_cut_goes_nowhere_and_the_others
     turn.put(there.transport, b"hello")
     turn.send()
     assert there.far.recv(100) == b"hello"
+
+
+async def test_a_task_that_fails_leaves_the_others_their_turn() -> None:
+    """The loop is told, as it is of a callback of its own that has failed."""
+    loop = asyncio.get_running_loop()
+    told: list[object] = []
+    loop.set_exception_handler(lambda _, context: told.append(context["exception"]))
+    error = asyncio.CancelledError()
+    done = asyncio.Event()
+
+    def fail() -> None:
+        raise error
+
+    turn = Turn(loop)
+    turn.do(fail)
+    turn.do(done.set)
+    await done.wait()
+    assert told == [error]
+
+
+async def test_an_interrupt_in_a_task_ends_the_program() -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    turn = Turn(asyncio.get_running_loop())
+    turn.do(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        turn.work()

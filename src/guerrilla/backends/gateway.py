@@ -13,7 +13,7 @@ import contextlib
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -22,6 +22,7 @@ from structlog.typing import FilteringBoundLogger
 from guerrilla.backends.answer import Answer
 from guerrilla.backends.base import Process, State, Task
 from guerrilla.backends.deadlines import Deadlines
+from guerrilla.backends.hooks import Annotate, all_annotations
 from guerrilla.backends.registry import Line
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import (
@@ -31,6 +32,7 @@ from guerrilla.smtp.replies import (
     STORAGE_TIMEOUT,
     STORAGE_TOO_BUSY,
     Reply,
+    queued,
 )
 
 GRACE = 5.0
@@ -119,6 +121,7 @@ class Gateway:
 
     def __init__(self, line: Line, log: FilteringBoundLogger) -> None:
         self._line = line
+        self._annotations = all_annotations(line.save)
         self._log = log
         self._state = State.NEW
         self._conveyor: deque[_Job] = deque()
@@ -223,12 +226,14 @@ class Gateway:
     def process(self, envelope: Envelope) -> asyncio.Future[Reply]:
         """Take a message into custody. The answer is positive only when every store of the line has kept it.
 
-        Cancel the answer to have the work made void.
+        Cancel the answer to have the work made void. It is there at once if nothing in the line ever waits.
         """
         envelope.queued_id = self._ids.next()
         envelope.received_at = datetime.now(UTC)
         if self._state is not _RUNNING:
             return _answered(NOT_RUNNING)
+        if self._annotations is not None:
+            return self._annotated(envelope, self._annotations)
         return self._submit(envelope, _SAVE_MAIL, self._line.save, self._save_deadlines)
 
     def validate_rcpt(self, envelope: Envelope) -> asyncio.Future[Reply]:
@@ -236,6 +241,20 @@ class Gateway:
         if self._state is not State.RUNNING:
             return _answered(NOT_RUNNING)
         return self._submit(envelope, Task.VALIDATE_RCPT, self._line.validate, self._validate_deadlines)
+
+    def _annotated(self, envelope: Envelope, all_of_line: Sequence[Annotate]) -> asyncio.Future[Reply]:
+        """Answer at once: where nothing in the line waits, there is nothing for a worker to do, nor for a deadline."""
+        answer: asyncio.Future[Reply] = self._loop.create_future()
+        try:
+            for annotate in all_of_line:
+                annotate(envelope)
+            answer.set_result(queued(envelope.queued_id))
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException:
+            _tell(self._log.exception, "processor failed", envelope, _SAVE_MAIL)
+            answer.set_result(LOCAL_ERROR)
+        return answer
 
     def _submit(
         self, envelope: Envelope, task: Task, process: Process, deadlines: Deadlines[_Job]
@@ -300,13 +319,13 @@ class Gateway:
                 if not job.void:
                     raise  # it is the worker itself that is to end
             else:
-                _tell(self._log.exception, "processor failed", job)
+                _tell(self._log.exception, "processor failed", job.envelope, job.task)
             return LOCAL_ERROR
         if not isinstance(reply, Reply):
-            _tell(self._log.error, "processor gave no reply", job, reply)
+            _tell(self._log.error, "processor gave no reply", job.envelope, job.task, reply)
             return LOCAL_ERROR
         if job.void and job.task is Task.SAVE_MAIL and reply.positive:
-            _tell(self._log.error, "kept after its time was over: the client sends it again", job)
+            _tell(self._log.error, "kept after its time was over: the client sends it again", job.envelope, job.task)
         return reply
 
     def _expire(self, job: _Job) -> None:
@@ -314,7 +333,7 @@ class Gateway:
         if not job.answer.done():
             job.answer.set_result(SAVE_TIMEOUT if job.task is Task.SAVE_MAIL else STORAGE_TIMEOUT)
         job.void_work()
-        _tell(self._log.warning, "time is over", job)
+        _tell(self._log.warning, "time is over", job.envelope, job.task)
 
     async def _close_processors(self) -> None:
         """Shut down in reverse order all that were to be initialized; one that fails does not stop the others."""
@@ -328,15 +347,14 @@ class Gateway:
                 self._log.exception("processor failed to shut down", processor=name)
 
 
-def _tell(log: Callable[..., object], event: str, job: _Job, *found: object) -> None:
-    """Write down what became of a job, and what was found where a Reply was meant.
+def _tell(log: Callable[..., object], event: str, envelope: Any, task: Task, *found: object) -> None:
+    """Write down what became of a submission, and what was found where a Reply was meant.
 
     Neither a log that fails, nor a queue id that is no text any more, may cost a worker.
     """
-    envelope: Any = job.envelope
     with contextlib.suppress(Exception):
         fields = {"found": repr(found[0])[:80], "meant": "a Reply"} if found else {}
-        log(event, task=job.task.value, queued_id=envelope.queued_id, **fields)
+        log(event, task=task.value, queued_id=envelope.queued_id, **fields)
 
 
 def _answered(reply: Reply) -> asyncio.Future[Reply]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, TypeAlias
 
 from guerrilla.backends.base import CallNext, Process, Task
@@ -45,6 +45,15 @@ class Annotator:
         if task is _SAVE_MAIL:
             self.annotate(envelope)
         return self.following(envelope, task)
+
+
+def all_annotations(process: Process) -> Sequence[Annotate] | None:
+    """Return all that a line does with a message, if it only writes on the envelope; None if it may have to wait."""
+    found: list[Annotate] = []
+    while isinstance(process, Annotator):
+        found.append(process.annotate)
+        process = process.following
+    return found if process is end_of_line else None
 
 
 async def end_of_line(envelope: Envelope, task: Task) -> Reply:

@@ -375,7 +375,10 @@ class Connection(asyncio.Protocol):
         self._asked_at = perf_counter()  # the loop's clock stands still while a callback runs
         answer = asked(question, envelope, self._loop, self._server.keep)
         self._answer = answer
-        answer.add_done_callback(lambda done: self._answered(done, envelope, recipient))
+        if answer.done():  # the loop would make a handle for each callback
+            self._server.turn.do(lambda: self._answered(answer, envelope, recipient))
+        else:
+            answer.add_done_callback(lambda done: self._answered(done, envelope, recipient))
 
     def _answered(self, done: asyncio.Future[Any], envelope: Envelope, recipient: Address | None) -> None:
         """Give the client its answer, whatever processors have made of the envelope: nobody else looks after it now."""

@@ -23,7 +23,7 @@ class Turn:
         self._working = False
 
     def do(self, task: Callable[[], None]) -> None:
-        """Have the task done when all that is there has been read. It must not raise."""
+        """Have the task done when all that is there has been read."""
         if not self._tasks:
             self._loop.call_soon(self.work)
         self._tasks.append(task)
@@ -34,7 +34,12 @@ class Turn:
         self._working = True
         try:
             for task in tasks:
-                task()
+                try:
+                    task()
+                except (KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException as error:  # as the loop does with what it calls: the others have their turn
+                    self._loop.call_exception_handler({"message": "a task of this turn failed", "exception": error})
         finally:
             self._working = False
         self.send()
