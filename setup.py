@@ -54,6 +54,7 @@ COMPILED = [
     "smtp/xclient.py",
     "stores/sql_letter.py",
     "trace_header.py",
+    "written.py",
 ]
 WISH = os.environ.get("GUERRILLA_COMPILE", "")
 

@@ -21,8 +21,11 @@ and slices that are ``bytes``."""
 _DOT_STRING = re.compile(r"[^\s\x00-\x20\x7f\"(),.:;<>@\[\\\]]+(?:\.[^\s\x00-\x20\x7f\"(),.:;<>@\[\\\]]+)*")
 
 
-class _Written:
-    """Holds the text of an address, where it was known when the address was made. It is no field: it tells no more."""
+class Written:
+    """Holds the text of an address, or of a reply, where it was known when that was made: see ``written``.
+
+    It is no field: it tells no more.
+    """
 
     __slots__ = ("_written",)
 
@@ -30,7 +33,7 @@ class _Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Address(_Written):
+class Address(Written):
     """A mailbox as RFC 5321 section 4.1.2 has it, read and normalised.
 
     ``user`` is the local part without its quotes, ``host`` the domain in lower case (an address literal stays in its
@@ -70,7 +73,7 @@ class Address(_Written):
         return f"{user}@{host}" if host else user
 
 
-class _Draft(_Written):
+class _Draft(Written):
     """An address before it is frozen: to write the attributes of one that is frozen takes three times as long."""
 
     __slots__ = ("host", "ip", "route", "user")

@@ -131,11 +131,13 @@ class Records:
         That nothing had to be made safe shows in the line: all of it is ASCII, and nothing was escaped. To look at each
         text would take longer than all else.
         """
-        if not (self._json and fields and _is_short(event) and _are_short(fields)):
+        if not (self._json and fields and type(event) is str and _are_short(fields)):
+            return None
+        if not event.isalnum() or len(event) > MAX_TEXT:
             return None
         level = _METHODS.get(method, method)
-        head = f'{{"level":"{level}","timestamp":"{self._timestamp()}","event":'.encode()
-        line = head + json_line(event)[:-1] + b"," + json_line(fields)[1:]
+        head = f'{{"level":"{level}","timestamp":"{self._timestamp()}","event":"{event}",'
+        line = head.encode() + json_line(fields)[1:]
         return line if line.isascii() and _BACKSLASH not in line and _DELETE not in line else None
 
     def record(self, method: str, event: object, fields: dict[str, Any]) -> dict[str, Any]:

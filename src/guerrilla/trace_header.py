@@ -13,6 +13,7 @@ from socket import AF_INET, inet_pton
 from typing import Any, Final
 
 from guerrilla.envelope import EPOCH
+from guerrilla.written import written
 
 # RFC 5322 section 3.3. Written out, since strftime speaks the language of the locale.
 _DAYS: Final = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
@@ -76,7 +77,7 @@ def trace_header(envelope: Any, host: str, date: str) -> bytes:
 def _mailboxes(recipient: Any, host: str) -> tuple[str, str]:
     """Return the mailbox that the recipient has at our host, and its own."""
     user: str = recipient.user
-    own: str = str(recipient)
+    own = written(recipient)
     if own == f"{user}@{recipient.host}":  # else it has quotes, or no host
         return f"{user}@{host}", own
     return recipient.at(host), own

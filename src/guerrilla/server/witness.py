@@ -17,6 +17,7 @@ from guerrilla.event_bus import EventBus
 from guerrilla.events import Connected, Disconnected, Failed, Queued, Rejected
 from guerrilla.log_records import log_info
 from guerrilla.smtp.replies import Reply
+from guerrilla.written import written
 
 MAX_LOGGED_RECIPIENTS: Final = 10
 
@@ -80,10 +81,10 @@ class Witness:
                 "outcome": "kept" if code < 400 else "deferred" if code < 500 else "refused",
                 "queued_id": envelope.queued_id,
                 "client": envelope.remote_ip,
-                "sender": str(envelope.mail_from),
+                "sender": written(envelope.mail_from),
                 "recipients": _some(recipients),
                 "size": size,
-                "reply": str(reply),
+                "reply": written(reply),
                 "ms": milliseconds(seconds),
             },
         )
@@ -139,10 +140,10 @@ class Witness:
 
 def _some(recipients: Sequence[Address]) -> list[str]:
     """Write so many of them as a line has room for."""
-    written = [str(recipient) for recipient in recipients[:MAX_LOGGED_RECIPIENTS]]
+    texts = [written(recipient) for recipient in recipients[:MAX_LOGGED_RECIPIENTS]]
     if len(recipients) > MAX_LOGGED_RECIPIENTS:
-        written.append(f"and {len(recipients) - MAX_LOGGED_RECIPIENTS} more")
-    return written
+        texts.append(f"and {len(recipients) - MAX_LOGGED_RECIPIENTS} more")
+    return texts
 
 
 def milliseconds(seconds: float) -> float:

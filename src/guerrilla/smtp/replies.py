@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from guerrilla.envelope import Written
+
 _MAX_LINE = 512
 """RFC 5321 section 4.5.3.1.5: a reply line, CRLF included."""
 
@@ -23,7 +25,7 @@ _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Written):
     r"""An SMTP reply: a value that a processor answers with.
 
     ``Reply(550, "5.1.1", "No such user")``. ``code`` is 200 to 599; ``enhanced`` is an RFC 3463 code of the same class,
@@ -161,7 +163,7 @@ LOCAL_PART_TOO_LONG = Reply(501, "5.1.0", "Local part too long")
 DOMAIN_TOO_LONG = Reply(501, "5.1.0", "Domain too long")
 
 
-class _Draft:
+class _Draft(Written):
     """A reply before it is frozen: what is frozen is written much slower."""
 
     __slots__ = ("code", "enhanced", "text", "wire")
@@ -176,7 +178,8 @@ def queued(queued_id: str) -> Reply:
         draft.code = 250
         draft.enhanced = "2.0.0"
         draft.text = text
-        draft.wire = f"250 2.0.0 {text}\r\n".encode("ascii")
+        draft._written = line = f"250 2.0.0 {text}"
+        draft.wire = f"{line}\r\n".encode("ascii")
         draft.__class__ = Reply
         return draft  # type: ignore[no-any-return]  # it is a Reply by now
     return Reply(250, "2.0.0", text)

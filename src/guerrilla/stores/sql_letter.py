@@ -14,6 +14,7 @@ from typing import Any, Final
 from guerrilla.envelope import Envelope, Headers
 from guerrilla.stores.body import body_at_hand, body_of, compressed_of
 from guerrilla.stores.sql_table import Row
+from guerrilla.written import written
 
 _FIELDS: Final = ("Content-Type", "Message-ID", "Reply-To", "Sender")
 """Those of the header that have columns."""
@@ -62,7 +63,7 @@ def _rows(envelope: Any, host: str, body: str) -> list[Row]:
     received = envelope.received_at
     if received.tzinfo is not UTC:
         received = received.astimezone(UTC)
-    sender = clean(str(envelope.mail_from), 255)
+    sender = clean(written(envelope.mail_from), 255)
     subject = clean(envelope.subject, 255)
     fields = _first_values(envelope.header)
     content_type = clean(fields.get("content-type", ""), 64)
@@ -86,7 +87,7 @@ def _rows(envelope: Any, host: str, body: str) -> list[Row]:
             "spam_score": 0.0,
             "hash": clean(key, 32),
             "content_type": content_type,
-            "recipient": clean(str(recipient), 255),
+            "recipient": clean(written(recipient), 255),
             "has_attach": 0,
             "ip_addr": ip_addr,
             "return_path": sender,
