@@ -13,7 +13,7 @@ import contextlib
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from structlog.typing import FilteringBoundLogger
 from guerrilla.backends.answer import Answer
 from guerrilla.backends.base import Process, State, Task
 from guerrilla.backends.deadlines import Deadlines
-from guerrilla.backends.hooks import Annotate, all_annotations
+from guerrilla.backends.hooks import Annotator
 from guerrilla.backends.registry import Line
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import (
@@ -121,7 +121,7 @@ class Gateway:
 
     def __init__(self, line: Line, log: FilteringBoundLogger) -> None:
         self._line = line
-        self._annotations = all_annotations(line.save)
+        self._annotator = line.save if isinstance(line.save, Annotator) and line.save.is_all else None
         self._log = log
         self._state = State.NEW
         self._conveyor: deque[_Job] = deque()
@@ -232,8 +232,8 @@ class Gateway:
         envelope.received_at = datetime.now(UTC)
         if self._state is not _RUNNING:
             return _answered(NOT_RUNNING)
-        if self._annotations is not None:
-            return self._annotated(envelope, self._annotations)
+        if self._annotator is not None:
+            return self._annotated(envelope, self._annotator)
         return self._submit(envelope, _SAVE_MAIL, self._line.save, self._save_deadlines)
 
     def validate_rcpt(self, envelope: Envelope) -> asyncio.Future[Reply]:
@@ -242,12 +242,11 @@ class Gateway:
             return _answered(NOT_RUNNING)
         return self._submit(envelope, Task.VALIDATE_RCPT, self._line.validate, self._validate_deadlines)
 
-    def _annotated(self, envelope: Envelope, all_of_line: Sequence[Annotate]) -> asyncio.Future[Reply]:
+    def _annotated(self, envelope: Envelope, annotator: Annotator) -> asyncio.Future[Reply]:
         """Answer at once: where nothing in the line waits, there is nothing for a worker to do, nor for a deadline."""
         answer: asyncio.Future[Reply] = self._loop.create_future()
         try:
-            for annotate in all_of_line:
-                annotate(envelope)
+            annotator.write_on(envelope)
             answer.set_result(queued(envelope.queued_id))
         except (KeyboardInterrupt, GeneratorExit):
             raise

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeAlias
 
 from guerrilla.backends.base import CallNext, Process, Task
+from guerrilla.counters import ProcessorCounters
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import RECIPIENT_OK, Reply, queued
 
@@ -32,28 +34,61 @@ def hooked(save_mail: Hook | None, validate_rcpt: Hook | None, following: Proces
 
 
 class Annotator:
-    """A process that writes on the envelope of each message, and passes it on at once: no coroutine is made for it."""
+    """A process that writes on the envelope of each message, and passes it on at once: no coroutine is made for it.
 
-    __slots__ = ("annotate", "following")
+    Those that follow one another are called one after the other.
+    """
+
+    __slots__ = ("annotate", "annotators", "clock", "counters", "end", "following")
 
     def __init__(self, annotate: Annotate, following: Process) -> None:
         self.annotate = annotate
         self.following = following
+        self.counters: ProcessorCounters | None = None
+        """None: it is measured as a part of something else."""
+        self.clock = time.perf_counter
+        self.annotators: list[Annotator] = [self]
+        """This one and those of its kind that follow it."""
+        self.end = following
+        """What follows the last of them."""
+        if isinstance(following, Annotator):
+            self.annotators += following.annotators
+            self.end = following.end
 
     def __call__(self, envelope: Envelope, task: Task) -> Awaitable[Reply]:
         """Be the process."""
         if task is _SAVE_MAIL:
-            self.annotate(envelope)
-        return self.following(envelope, task)
+            self.write_on(envelope)
+        return self.end(envelope, task)
 
+    @property
+    def is_all(self) -> bool:
+        """Whether nothing else is done with a message: nothing in the line waits then."""
+        return self.end is end_of_line
 
-def all_annotations(process: Process) -> Sequence[Annotate] | None:
-    """Return all that a line does with a message, if it only writes on the envelope; None if it may have to wait."""
-    found: list[Annotate] = []
-    while isinstance(process, Annotator):
-        found.append(process.annotate)
-        process = process.following
-    return found if process is end_of_line else None
+    def write_on(self, envelope: Envelope) -> None:
+        """Have all of them write, and measure it: one looks at the clock when the one before it has ended."""
+        clock = self.clock
+        began = clock()
+        spent = 0.0
+        counters = self.counters
+        try:
+            for each in self.annotators:
+                counters = each.counters
+                each.annotate(envelope)
+                ended = clock()
+                if counters is not None:
+                    counters.latencies.add(ended - began)
+                    spent += ended - began
+                began = ended
+        except BaseException:
+            if counters is not None:
+                counters.errors += 1
+                counters.latencies.add(clock() - began)
+                spent += clock() - began
+            raise
+        finally:
+            envelope.spent += spent
 
 
 async def end_of_line(envelope: Envelope, task: Task) -> Reply:

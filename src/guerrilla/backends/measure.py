@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from guerrilla.backends.base import Decorator, Process, Task
-from guerrilla.backends.hooks import Annotate, Annotator
+from guerrilla.backends.hooks import Annotator
 from guerrilla.counters import ProcessorCounters
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import Reply
@@ -23,7 +23,7 @@ def measured(decorator: Decorator, counters: ProcessorCounters) -> Decorator:
         process = decorator(following)
         # A decorator may also return what follows, or one of two that it has stacked: those are not it.
         if isinstance(process, Annotator) and process.following is following:
-            process.annotate = _measured_annotate(process.annotate, counters)
+            process.counters = counters  # it measures itself
             return process
         clock = time.perf_counter
 
@@ -46,22 +46,3 @@ def measured(decorator: Decorator, counters: ProcessorCounters) -> Decorator:
         return measure
 
     return decorate
-
-
-def _measured_annotate(annotate: Annotate, counters: ProcessorCounters) -> Annotate:
-    """Return the function with a watch around it. It is alone with its time: those that follow are called after it."""
-    clock = time.perf_counter
-
-    def measure(envelope: Envelope) -> None:
-        began = clock()
-        try:
-            annotate(envelope)
-        except BaseException:
-            counters.errors += 1
-            raise
-        finally:
-            spent = clock() - began
-            counters.latencies.add(spent)
-            envelope.spent += spent
-
-    return measure
