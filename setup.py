@@ -12,7 +12,7 @@ import os
 import sys
 from pathlib import Path
 
-from mypyc.build import mypycify
+from mypyc.build import include_dir, mypycify
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import BaseError, CCompilerError
@@ -57,6 +57,11 @@ COMPILED = [
     "written.py",
 ]
 WISH = os.environ.get("GUERRILLA_COMPILE", "")
+# How a compiled coroutine hands an exception, mostly a cancellation, on to what it awaits; and how that is done from
+# Python 3.12 on. There the first form is deprecated, and where warnings are errors, the warning took the place of the
+# cancellation. To be left out when mypyc does it: https://github.com/mypyc/mypyc/issues/1214
+THROW_OF_THREE = "PyObject_CallFunctionObjArgs(_m, type, value, traceback, NULL)"
+THROW_OF_ONE = "PyObject_CallOneArg(_m, value)"
 
 
 class BuildAllOrNothing(build_ext):
@@ -76,6 +81,20 @@ class BuildAllOrNothing(build_ext):
             self.extensions.clear()
 
 
+def mended_runtime() -> list[str]:
+    """Return the directories to search before that of mypyc's own runtime: that of its file with the newer call."""
+    if sys.version_info < (3, 12):
+        return []
+    name = "misc_ops.c"
+    text = (Path(include_dir()) / name).read_text(encoding="utf-8")
+    if THROW_OF_THREE not in text:  # a mypyc that does it otherwise: a test says if that is not well
+        return []
+    directory = Path("build/mypyc-runtime")
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / name).write_text(text.replace(THROW_OF_THREE, THROW_OF_ONE), encoding="utf-8")
+    return [str(directory)]
+
+
 def extensions() -> list[object]:
     """Translate the modules to C. What they import is not there yet, and its types are not needed."""
     options = ["--config-file=", "--ignore-missing-imports"]
@@ -88,6 +107,9 @@ def extensions() -> list[object]:
             raise
         sys.stderr.write(f"guerrilla is not compiled, and runs as it stands: {error}\n")
         return []
+    runtime = mended_runtime()
+    for extension in built:
+        extension.include_dirs = [*runtime, *extension.include_dirs]
     if sys.platform == "linux":  # calls that go straight to where they lead, there and here
         for extension in built:
             # Not +=: all of them share one list.

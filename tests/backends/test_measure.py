@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from guerrilla.backends.base import Process, Task
+from guerrilla.backends.hooks import end_of_line
 from guerrilla.backends.measure import measured
 from guerrilla.backends.processor import Processor, ProcessorConfig, stack
 from guerrilla.backends.registry import Registry
@@ -45,6 +48,29 @@ async def test_a_call_is_counted_and_what_is_no_reply_is_an_error(answer: object
     counters = await run(answer)
     assert sum(counters.latencies.counts) == 1
     assert counters.errors == errors
+
+
+async def plain_coroutine(gate: asyncio.Future[Reply]) -> Reply:
+    return await gate
+
+
+@pytest.mark.parametrize("wrap", [plain_coroutine, lambda gate: gate])
+async def test_who_waits_is_cancelled_without_a_warning(wrap: Callable[[asyncio.Future[Reply]], Any]) -> None:
+    """Compiled, it hands the cancellation on to what it awaits itself. A warning, an error here, would replace it."""
+    gate = asyncio.get_running_loop().create_future()
+    counters = ProcessorCounters()
+    process = measured(lambda following: lambda envelope, task: wrap(gate), counters)(end_of_line)
+
+    async def wait() -> Reply:
+        return await process(Envelope(), Task.SAVE_MAIL)
+
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert gate.cancelled()
+    assert counters.errors == 1
 
 
 async def test_a_line_counts_for_each_of_its_processors_by_its_name() -> None:
