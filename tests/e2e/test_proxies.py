@@ -9,6 +9,7 @@ import sqlite3
 import ssl
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -94,7 +95,7 @@ def send(port: int, recipient: str, *, tls: ssl.SSLContext | None = None, source
 
 def kept(daemon: RunningDaemon, recipient: str) -> tuple[str, str]:
     """Return the address that the one message for the recipient came from, and its delivery header."""
-    with sqlite3.connect(Path(daemon.folder / "guerrilla.db")) as database:
+    with closing(sqlite3.connect(Path(daemon.folder / "guerrilla.db"))) as database:
         [(address, mail)] = database.execute("SELECT ip_addr, mail FROM new_mail WHERE recipient = ?", [recipient])
     return str(ip_address(address)), mail.partition(b"Subject:")[0].decode()
 
