@@ -82,10 +82,11 @@ class Annotator:
                     spent += ended - began
                 began = ended
         except BaseException:
+            ended = clock()
             if counters is not None:
                 counters.errors += 1
-                counters.latencies.add(clock() - began)
-                spent += clock() - began
+                counters.latencies.add(ended - began)
+                spent += ended - began
             raise
         finally:
             envelope.spent += spent
