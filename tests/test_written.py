@@ -18,6 +18,18 @@ class Loud(Address):
         return super().__str__().upper()
 
 
+class Foreign:
+    """An address of somebody else's, which has all attributes that it is asked for, as a mock or a proxy has."""
+
+    def __getattr__(self, name: str) -> object:
+        return Foreign()
+
+    def __str__(self) -> str:
+        return "a@example.com"
+
+    __repr__ = __str__
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -26,6 +38,7 @@ class Loud(Address):
         replace(mailbox("a", "example.com"), user="c"),
         NULL_PATH,
         Loud("a", "example.com"),
+        Foreign(),
         OK,
         queued("0f"),
         queued("0f\n"),

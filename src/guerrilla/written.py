@@ -6,6 +6,9 @@ from typing import Any
 
 
 def written(value: Any) -> str:
-    """Return ``str(value)``, in less time where the value holds its text."""
-    text: str = getattr(value, "_written", "")
-    return text or str(value)
+    """Return ``str(value)``, in less time where the value holds its text.
+
+    It may be whatever a processor has put there, also what has an attribute of every name.
+    """
+    text: object = getattr(value, "_written", None)
+    return text if isinstance(text, str) else str(value)
