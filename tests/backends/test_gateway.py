@@ -432,7 +432,13 @@ async def test_a_line_with_anything_else_in_it_is_a_worker_s(running: Start, lin
     assert (await answer).positive
 
 
-FAILURES = {"value": ValueError("no"), "exit": SystemExit(), "cancelled": asyncio.CancelledError(), "panic": Panic()}
+FAILURES = {
+    "value": ValueError("no"),
+    "exit": SystemExit(),
+    "cancelled": asyncio.CancelledError(),
+    "generator": GeneratorExit(),
+    "panic": Panic(),
+}
 
 
 class Breaking(Processor[ProcessorConfig]):
@@ -457,6 +463,18 @@ async def test_what_fails_in_a_line_that_never_waits(running: Start, records: Lo
     assert entry["exc_info"]
     assert (entry["event"], entry["task"], entry["queued_id"]) == ("processor failed", "save mail", envelope.queued_id)
     assert (await gateway.process(Envelope())).positive
+
+
+@pytest.mark.parametrize("line", ["Naming", "Naming|Passing"])
+async def test_a_queue_id_that_is_no_text_is_told_as_it_is(running: Start, line: str) -> None:
+    """Whatever a processor has made of it, and whoever answers, in both forms."""
+
+    class Naming(Processor[ProcessorConfig]):
+        def annotate(self, envelope: Any) -> None:
+            envelope.queued_id = 7
+
+    gateway = await running(line, ONE, Naming=Naming, Passing=Passing)
+    assert str(await gateway.process(Envelope())) == "250 2.0.0 OK: queued as 7"
 
 
 async def test_an_interrupt_in_a_line_that_never_waits_ends_the_program(running: Start) -> None:

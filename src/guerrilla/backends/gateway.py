@@ -242,15 +242,15 @@ class Gateway:
             return _answered(NOT_RUNNING)
         return self._submit(envelope, Task.VALIDATE_RCPT, self._line.validate, self._validate_deadlines)
 
-    def _annotated(self, envelope: Envelope, annotator: Annotator) -> asyncio.Future[Reply]:
+    def _annotated(self, envelope: Any, annotator: Annotator) -> asyncio.Future[Reply]:
         """Answer at once: where nothing in the line waits, there is nothing for a worker to do, nor for a deadline."""
         answer: asyncio.Future[Reply] = self._loop.create_future()
         try:
             annotator.write_on(envelope)
             answer.set_result(queued(envelope.queued_id))
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException:
+        except KeyboardInterrupt:
+            raise  # it is the program that is to end
+        except BaseException:  # also GeneratorExit: there is no coroutine here that could be closed
             _tell(self._log.exception, "processor failed", envelope, _SAVE_MAIL)
             answer.set_result(LOCAL_ERROR)
         return answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from guerrilla.backends.base import CallNext, Process, Task
 from guerrilla.counters import ProcessorCounters
@@ -94,4 +94,5 @@ class Annotator:
 
 async def end_of_line(envelope: Envelope, task: Task) -> Reply:
     """Answer for an envelope that has passed every processor: the seed's DefaultProcessor."""
-    return queued(envelope.queued_id) if task is _SAVE_MAIL else RECIPIENT_OK
+    found: Any = envelope  # its queue id may be no text any more
+    return queued(found.queued_id) if task is _SAVE_MAIL else RECIPIENT_OK
