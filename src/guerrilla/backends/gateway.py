@@ -1,6 +1,7 @@
 """The gateway: the backend. It owns the conveyor and the workers, and answers every submission in time.
 
     server → process(envelope) → conveyor → worker: the line of processors → Reply
+                               → a line that only writes on the envelope   → Reply, at once
 
 Its promises: a submission is always answered, within its time limit, the wait for a worker included; what a processor
 raises never reaches the server; and work whose client was told to try again is made void.
