@@ -12,19 +12,20 @@ import re
 import stat
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from structlog.testing import LogCapture
 from structlog.typing import FilteringBoundLogger
 
 from guerrilla.log import Log, as_logger
-from guerrilla.log_records import MAX_TEXT, Output, Records, json_line, log_info
+from guerrilla.log_records import MAX_TEXT, Output, Records, json_line, log_message
 
 
 @pytest.fixture
@@ -174,66 +175,84 @@ def test_no_text_whatever_makes_a_second_line_or_an_unprintable_character(
         assert text[:-1].isprintable()
 
 
-SCALARS = st.text(alphabet=st.sampled_from('ab\\"\n\x7f\x80é\ud800 '), max_size=4) | st.sampled_from(
-    [None, True, 2**70, 1.5, float("nan"), "x" * MAX_TEXT, "x" * (MAX_TEXT + 1), "level", b"a\n"]
+def ordinary(**changes: Any) -> dict[str, Any]:
+    """Return the fields of a message as most are."""
+    fields: dict[str, Any] = {"outcome": "kept", "queued_id": "0f", "client": "192.0.2.1", "sender": "a@example.com"}
+    return {**fields, "recipients": ["b@example.com"], "size": 2, "reply": "250 2.0.0 OK", "ms": 0.5, **changes}
+
+
+PIECES = st.text(st.sampled_from('ab@"\\\n\x7f\x80é\ud800 '), max_size=4) | st.sampled_from(
+    ["a@example.com", "x" * (MAX_TEXT - 1), "x" * MAX_TEXT, "x" * (MAX_TEXT + 1)]
 )
-
-
-NAMES = st.sampled_from(["level", "timestamp", "event", "exception", "exc_info", "method"])
+NUMBERS = st.sampled_from([0.0, 0.01, 0.07, 0.1, 1.0, 12.34, 99999.99, 1e8, 1e9, 1e16, 1e300, -1.0, float("nan")])
 
 
 @given(
-    st.dictionaries(SCALARS.map(str) | NAMES, SCALARS | st.lists(SCALARS) | st.lists(st.lists(SCALARS)), max_size=3),
-    SCALARS,
+    outcome=st.sampled_from(["kept", "refused"]),
+    queued_id=PIECES | st.sampled_from([None, 7, uuid.UUID(int=7)]),
+    client=PIECES | st.none(),
+    sender=PIECES,
+    recipients=st.lists(PIECES, max_size=3),
+    size=st.integers(0, 2**40),
+    reply=PIECES,
+    ms=NUMBERS | st.floats(0, 1e9),
 )
-def test_the_short_way_to_json_writes_what_the_long_one_does(
-    tmp_path_factory: pytest.TempPathFactory, fields: dict[str, Any], event: object
-) -> None:
-    path = tmp_path_factory.mktemp("log") / "log"
-    output = Output(str(path))
-    for render in (json_line, lambda record: json_line(record)):
-        Records(render, output).write("info", event, dict(fields))
-    output.close()
-    lines = [re.sub(r'"timestamp":"[^"]*Z"', "", line) for line in path.read_text("utf-8").split("\n")[:-1]]
-    assert lines == lines[:1] * 2  # or none, if what is to be the exception cannot be written
-
-
-@given(fields=st.dictionaries(st.text() | NAMES, SCALARS, max_size=4))
-@pytest.mark.parametrize("bound", [{}, {"client": "192.0.2.1", "size": 1}])
+@example(**ordinary())
+@example(**ordinary(recipients=["b@example.com", "c@example.com"], size=0, ms=0.07))
+@pytest.mark.parametrize("bound", [{}, {"server": "192.0.2.1:25"}])
 @pytest.mark.parametrize("form", ["json", "console"])
 @pytest.mark.parametrize("level", ["debug", "info", "warning"])
-def test_log_info_writes_what_the_method_does(
-    tmp_path_factory: pytest.TempPathFactory, level: str, form: str, bound: dict[str, Any], fields: dict[str, Any]
+def test_the_line_of_a_message_is_the_one_that_the_method_writes(
+    tmp_path_factory: pytest.TempPathFactory, level: str, form: str, bound: dict[str, Any], **fields: Any
 ) -> None:
     path = tmp_path_factory.mktemp("log") / "log"
     log = Log(str(path), level, form)  # type: ignore[arg-type]
     logger = log.logger.bind(**bound)
-    fields = {name: value for name, value in fields.items() if name not in ("self", "event")}
     logger.info("message", **fields)
-    log_info(logger, "message", dict(fields))
+    log_message(logger, **fields)
     log.close()
     text = re.sub(r"\d{4}-\d\d-\d\dT[0-9:.]{12}Z", "", path.read_text("utf-8"))
     assert text == text[: len(text) // 2] * 2
-    assert not (text and level == "warning")
+    assert bool(text) is (level != "warning")
 
 
-def test_log_info_reaches_the_loggers_that_programs_give(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_line_of_an_ordinary_message_takes_the_short_way(path: Path) -> None:
+    output = Output(str(path))
+    records = Records(json_line, output)
+    assert records.write_message(**ordinary())
+    others: list[dict[str, Any]] = [
+        *({"sender": f"a{other}b"} for other in '"\\\x00\x1f\x7fé'),
+        {"client": None},
+        {"recipients": []},
+        {"reply": "x" * MAX_TEXT},
+        {"ms": 1e9},
+    ]
+    for changes in others:
+        assert not records.write_message(**ordinary(**changes))
+    assert not Records(lambda record: b"", output).write_message(**ordinary())
+    output.close()
+    line = json.loads(path.read_text())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[0-9:.]{12}Z", line.pop("timestamp"))
+    assert line == {"level": "info", "event": "message", **ordinary()}
+
+
+def test_a_message_is_told_to_the_loggers_that_programs_give(caplog: pytest.LogCaptureFixture) -> None:
     capture = LogCapture()
-    log_info(structlog.wrap_logger(None, processors=[capture]), "message", {"size": 1})
-    log_info(structlog.wrap_logger(None, processors=[capture]).bind(client="a"), "message", {"size": 2})
+    log_message(structlog.wrap_logger(None, processors=[capture]), **ordinary())
+    log_message(structlog.wrap_logger(None, processors=[capture]).bind(server="a"), **ordinary(size=3))
     assert capture.entries == [
-        {"size": 1, "event": "message", "log_level": "info"},
-        {"client": "a", "size": 2, "event": "message", "log_level": "info"},
+        {"event": "message", "log_level": "info", **ordinary()},
+        {"event": "message", "log_level": "info", "server": "a", **ordinary(size=3)},
     ]
     caplog.set_level(logging.INFO)
-    log_info(as_logger(logging.getLogger("given")), "message", {"sender": "a\nb", "size": 3})
-    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
-        ("INFO", "message sender=a\\x0ab size=3")
-    ]
+    log_message(as_logger(logging.getLogger("given")), **ordinary(sender="a\nb"))
+    [record] = caplog.records
+    assert record.levelname == "INFO"
+    assert record.getMessage().startswith("message outcome=kept queued_id=0f client=192.0.2.1 sender=a\\x0ab ")
 
 
-def test_log_info_to_a_log_that_is_off_is_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    log_info(Log("off", "debug").logger, "message", {"size": 1})
+def test_a_message_told_to_a_log_that_is_off_is_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    log_message(Log("off", "debug").logger, **ordinary())
     assert capfd.readouterr() == ("", "")
 
 

@@ -15,7 +15,7 @@ from guerrilla.counters import Counters
 from guerrilla.envelope import Address
 from guerrilla.event_bus import EventBus
 from guerrilla.events import Connected, Disconnected, Failed, Queued, Rejected
-from guerrilla.log_records import log_info
+from guerrilla.log_records import log_message
 from guerrilla.smtp.replies import Reply
 from guerrilla.written import written
 
@@ -74,19 +74,16 @@ class Witness:
         """A message was answered, ``seconds`` after its end. ``size`` is that of its content as it came, in octets."""
         code, recipients = reply.code, envelope.rcpt_to
         self.counters.count_message(reply, len(recipients), size, seconds)
-        log_info(
+        log_message(
             log,
-            "message",
-            {
-                "outcome": "kept" if code < 400 else "deferred" if code < 500 else "refused",
-                "queued_id": envelope.queued_id,
-                "client": envelope.remote_ip,
-                "sender": written(envelope.mail_from),
-                "recipients": _some(recipients),
-                "size": size,
-                "reply": written(reply),
-                "ms": milliseconds(seconds),
-            },
+            "kept" if code < 400 else "deferred" if code < 500 else "refused",
+            envelope.queued_id,
+            envelope.remote_ip,
+            written(envelope.mail_from),
+            _some(recipients),
+            size,
+            written(reply),
+            milliseconds(seconds),
         )
         if code >= 500:
             client: Any = (envelope.remote_ip, envelope.remote_port)
