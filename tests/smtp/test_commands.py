@@ -40,14 +40,25 @@ def refused(argument: bytes | str, command: str = "MAIL") -> str:
 
 @pytest.mark.parametrize(
     "name",
-    ["client.test", "[192.0.2.1]", "[IPv6:::1]", "my_printer", "localhost", "-", "$(id)", "{0.__class__}", "x" * 255],
+    [
+        "client.test",
+        "[192.0.2.1]",
+        "[IPv6:::1]",
+        "my_printer",
+        "localhost",
+        "-",
+        "$(id)",
+        "{0.__class__}",
+        "!~",
+        "x" * 255,
+    ],
 )
 def test_any_printable_word_names_a_client(name: str) -> None:
     assert parse_helo(name.encode()) == name
 
 
 @pytest.mark.parametrize(
-    "name", [b"", b"a b", b"a\x07b", b"\x1b[2J", b"a\0", b"a\t", b"\xff\xfe", "ü".encode(), b"x" * 256]
+    "name", [b"", b"a b", b"a\x07b", b"\x1b[2J", b"a\0", b"a\t", b"a\x7f", b"\xff\xfe", "ü".encode(), b"x" * 256]
 )
 def test_what_is_no_printable_word_does_not(name: bytes) -> None:
     assert refused(name, "HELO") == "501 5.5.2"

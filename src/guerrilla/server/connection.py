@@ -82,7 +82,7 @@ class Connection(asyncio.Protocol):
         self._handshaking = False
         self._early = b""
         # What the sweep looks at, in seconds of the loop's clock.
-        self._since = self._began = self._loop.time()
+        self._since = self._began = server.clock()
         self._content_since = 0.0
         self._received = 0
         self._asked_at = 0.0
@@ -132,7 +132,7 @@ class Connection(asyncio.Protocol):
         self._received += received
         self._counters.octets_received += received
         if self._content_since:
-            self._since = self._loop.time()
+            self._since = self._server.clock()
         session.receive_data(data)
         if session.unread > MAX_UNREAD:
             self._advance(talking=True)  # the loop may read as much again, and again, before this turn ends
@@ -154,7 +154,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not read its replies: parse no more until it does."""
         self._blocked = True
-        self._since = self._loop.time()
+        self._since = self._server.clock()
 
     def resume_writing(self) -> None:
         """Go on."""
@@ -309,7 +309,7 @@ class Connection(asyncio.Protocol):
     def _introduced(self, session: Session, event: Introduced) -> None:
         """Be the client that XCLIENT has named: told of as if the proxy had gone, and the client come."""
         self._tell_end()
-        self._began, self._kept = self._loop.time(), 0
+        self._began, self._kept = self._server.clock(), 0
         proxy = self.remote_ip
         self.remote_ip, self._remote_port = event.remote_ip, event.remote_port
         if self.remote_ip != proxy:
@@ -320,7 +320,7 @@ class Connection(asyncio.Protocol):
             session.close(self._refusal)
 
     def _tell_end(self) -> None:
-        seconds = self._loop.time() - self._began
+        seconds = self._server.clock() - self._began
         self._server.witness.disconnected(self._server.name, self.client, seconds, self._kept)
 
     def _settle(self) -> Reply | None:
@@ -342,7 +342,7 @@ class Connection(asyncio.Protocol):
                 counters.count_reply(reply)
             data = session.data_to_send()
             assert self._transport is not None
-            self._since = self._loop.time()
+            self._since = self._server.clock()
             self._server.turn.put(self._transport, data)
 
     def _watch(self, session: Session) -> None:
@@ -461,7 +461,7 @@ class Connection(asyncio.Protocol):
         self._transport = encrypted
         self._counters.tls_handshakes += 1
         self._tls = tls = tls_info(encrypted.get_extra_info("ssl_object"))
-        self._since = self._loop.time()
+        self._since = self._server.clock()
         session.tls_established(tls)
         session.receive_data(self._early)
         self._early = b""
@@ -480,7 +480,7 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         self._server.turn.send()
         self._over = True
-        self._since = self._loop.time()
+        self._since = self._server.clock()
         if self._paused:
             self._paused = False
             self._transport.resume_reading()

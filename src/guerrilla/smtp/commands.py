@@ -24,7 +24,7 @@ _MAX_SIZE_WORD: Final = 25
 """Octets of SIZE with such a number."""
 _BODIES: Final = {b"BODY=7BIT": "7BIT", b"BODY=8BITMIME": "8BITMIME"}
 _PARAMETER = re.compile(rb"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([\x21-\x3c\x3e-\x7e]+))?")
-_HELO = re.compile(rb"[\x21-\x7e]{1,255}")
+_MAX_HELO: Final = 255
 # What a chunk announces is read to its end, and nobody sends a petabyte.
 _BDAT = re.compile(rb"([0-9]{1,15})(?: +([Ll][Aa][Ss][Tt]))? *")
 
@@ -54,9 +54,18 @@ def is_foreign(verb: bytes) -> bool:
 def parse_helo(argument: bytes) -> str:
     """Read the name of the client. Any printable ASCII word will do: many honest devices do not know their name."""
     name = argument.strip(b" ")
-    if not _HELO.fullmatch(name):
+    if not 0 < len(name) <= _MAX_HELO or not _is_visible(name):
         raise CommandError(BAD_HELO)
     return name.decode("ascii")
+
+
+def _is_visible(word: bytes) -> bool:
+    """Whether all of it is visible ASCII."""
+    for index in range(len(word)):
+        octet = word[index]
+        if not 0x21 <= octet <= 0x7E:
+            return False
+    return True
 
 
 def parse_mail(argument: bytes) -> Mail:

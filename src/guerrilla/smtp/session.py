@@ -12,8 +12,6 @@ Rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from guerrilla.envelope import TLSInfo
 from guerrilla.smtp import replies
 from guerrilla.smtp.conversation import Conversation, State
@@ -65,7 +63,7 @@ class Session(Conversation):
         self._eof = True
 
     @property
-    def unsent(self) -> Sequence[Reply]:
+    def unsent(self) -> list[Reply]:
         """The replies that ``data_to_send`` will return, for a driver that counts them."""
         return self._out
 
