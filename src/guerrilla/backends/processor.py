@@ -114,7 +114,8 @@ class Processor(Generic[ConfigT]):
         """Called for each message by ``save_mail``, as it is when it is not overridden, before the message passes on.
 
         Override this one where nothing is awaited, refused or kept: the processor only writes on the envelope what it
-        finds there. It costs less than a ``save_mail``.
+        finds there. It costs less than a ``save_mail``. It is called in the event loop, where a line has no other
+        processors outside of any task, and must not block.
         """
 
     def decorate(self, following: Process) -> Process:
