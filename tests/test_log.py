@@ -175,6 +175,13 @@ def test_no_text_whatever_makes_a_second_line_or_an_unprintable_character(
         assert text[:-1].isprintable()
 
 
+class Word(str):
+    """A text of another class, as the text of an address may be."""
+
+    def __format__(self, _: str) -> str:
+        raise ValueError
+
+
 def ordinary(**changes: Any) -> dict[str, Any]:
     """Return the fields of a message as most are."""
     fields: dict[str, Any] = {"outcome": "kept", "queued_id": "0f", "client": "192.0.2.1", "sender": "a@example.com"}
@@ -198,6 +205,9 @@ NUMBERS = st.sampled_from([0.0, 0.01, 0.07, 0.1, 1.0, 12.34, 99999.99, 1e8, 1e9,
     ms=NUMBERS | st.floats(0, 1e9),
 )
 @example(**ordinary())
+@example(**ordinary(ms=0.0))
+@example(**ordinary(ms=1e-4))
+@example(**ordinary(ms=1e-5))
 @example(**ordinary(recipients=["b@example.com", "c@example.com"], size=0, ms=0.07))
 @pytest.mark.parametrize("bound", [{}, {"server": "192.0.2.1:25"}])
 @pytest.mark.parametrize("form", ["json", "console"])
@@ -222,10 +232,13 @@ def test_the_line_of_an_ordinary_message_takes_the_short_way(path: Path) -> None
     assert records.write_message(**ordinary())
     others: list[dict[str, Any]] = [
         *({"sender": f"a{other}b"} for other in '"\\\x00\x1f\x7fé'),
+        {"sender": Word("a")},
+        {"reply": Word("250")},
         {"client": None},
         {"recipients": []},
         {"reply": "x" * MAX_TEXT},
         {"ms": 1e9},
+        {"ms": 1e-5},
     ]
     for changes in others:
         assert not records.write_message(**ordinary(**changes))

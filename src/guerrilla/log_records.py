@@ -31,8 +31,9 @@ _OTHERS_AS_BLANKS: Final = bytes(
 )
 """Of ASCII, what JSON escapes, or is not printable."""
 
+_FEW: Final = 1e-4
 _MANY: Final = 1e9
-"""Milliseconds that JSON writes as Python does; far more are written with an exponent, in two ways."""
+"""Milliseconds that JSON writes as Python does; beyond these are some that it writes with another exponent."""
 
 # structlog has more methods than there are levels.
 _METHODS = {"warn": "warning", "exception": "error", "fatal": "critical", "msg": "info"}
@@ -144,7 +145,9 @@ class Records:
 
         It is what ``write`` makes of these fields, put together by hand.
         """
-        if not (self._json and type(queued_id) is str and type(client) is str and recipients and 0 <= ms < _MANY):
+        if not (self._json and type(queued_id) is str and type(client) is str and recipients):
+            return False
+        if type(sender) is not str or type(reply) is not str or (ms and not _FEW <= ms < _MANY):
             return False
         texts = f"{queued_id}{client}{sender}{''.join(recipients)}{reply}"
         if len(texts) > MAX_TEXT or not texts.isascii():

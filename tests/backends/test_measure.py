@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -48,6 +48,19 @@ async def test_a_call_is_counted_and_what_is_no_reply_is_an_error(answer: object
     counters = await run(answer)
     assert sum(counters.latencies.counts) == 1
     assert counters.errors == errors
+
+
+def ends(envelope: Envelope, task: Task) -> Awaitable[Reply]:
+    raise StopIteration(Reply(250))  # as next() does, of a generator that has returned one
+
+
+async def test_a_process_that_raises_stop_iteration_has_not_answered() -> None:
+    """Compiled, the coroutine around it would have returned what the exception holds."""
+    counters = ProcessorCounters()
+    with pytest.raises(RuntimeError, match="StopIteration") as caught:
+        await measured(lambda following: ends, counters)(ends)(Envelope(), Task.SAVE_MAIL)
+    assert isinstance(caught.value.__cause__, StopIteration)
+    assert (sum(counters.latencies.counts), counters.errors) == (1, 1)
 
 
 async def plain_coroutine(gate: asyncio.Future[Reply]) -> Reply:

@@ -36,7 +36,7 @@ def hooked(save_mail: Hook | None, validate_rcpt: Hook | None, following: Proces
 class Annotator:
     """A process that writes on the envelope of each message, and passes it on at once: no coroutine is made for it.
 
-    Those that follow one another are called one after the other.
+    Those that follow one another are called one after the other. What follows is settled when it is made.
     """
 
     __slots__ = ("annotate", "annotators", "clock", "counters", "end", "following")

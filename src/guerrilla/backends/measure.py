@@ -36,6 +36,10 @@ def measured(decorator: Decorator, counters: ProcessorCounters) -> Decorator:
                 reply = await answer
                 fine = isinstance(reply, Reply)
                 return reply
+            except StopIteration as error:  # compiled, a coroutine that raises it returns its value
+                failure = RuntimeError("a process raised StopIteration")
+                failure.__cause__ = error  # what mypyc makes of "raise from" leaves it out
+                raise failure from error
             finally:
                 spent = clock() - began
                 counters.latencies.add(max(0.0, spent - (envelope.spent - before)))
