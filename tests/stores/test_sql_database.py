@@ -62,8 +62,10 @@ async def test_connection_of_a_call_cut_short(networked: EmptyDatabase, pool: Da
         working.set()
         connection.execute(text(SLEEP[networked.kind]))
 
-    call = asyncio.create_task(pool.run(work, seconds=0.1 if how == "out of time" else None))
-    await working.wait()
+    await pool.run(ask)  # to connect may take longer than the call has time
+    call = asyncio.create_task(pool.run(work, seconds=0.5 if how == "out of time" else None))
+    await asyncio.wait((call, asyncio.create_task(working.wait())), return_when=asyncio.FIRST_COMPLETED)
+    assert working.is_set()
     if how == "cancelled":
         call.cancel()
     with pytest.raises((asyncio.CancelledError, TimeoutError)):

@@ -12,12 +12,16 @@ from sqlalchemy import Dialect, Insert
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from tests.stores.sql_databases import EmptyDatabase
 
-from guerrilla.stores.sql_table import BOUND, DriverInsert, checked_name, create_statements, insertion, mail_table
-
-COLUMNS = (
-    "mail_id date from to subject body mail spam_score hash content_type recipient has_attach ip_addr return_path "
-    "is_tls message_id reply_to sender"
+from guerrilla.stores.sql_table import (
+    BOUND,
+    COLUMNS,
+    DriverInsert,
+    checked_name,
+    create_statements,
+    insertion,
+    mail_table,
 )
+
 MARKS = ", ".join("?" * 14)
 
 
@@ -28,7 +32,7 @@ def test_create_statements(database: EmptyDatabase) -> None:
         database.sql(statement)
     assert database.count() == 0
     assert len(statements) == 4
-    assert [column.name for column in mail_table("new_mail").columns] == COLUMNS.split()
+    assert [column.name for column in mail_table("new_mail").columns] == ["mail_id", *COLUMNS]
 
 
 def test_mysql_columns() -> None:
@@ -80,14 +84,18 @@ def test_own_statement_as_the_driver_takes_it(dialect: Dialect) -> None:
     statement = insertion(table, "mysql")
     assert isinstance(statement, Insert)
     made = DriverInsert(statement, dialect)
-    names = COLUMNS.split()[1:]
-    marks = ", ".join([("%s" if dialect.name == "mysql" else "?")] * len(names))
+    marks = ", ".join([("%s" if dialect.name == "mysql" else "?")] * len(COLUMNS))
     assert made.text.endswith(f" VALUES ({marks})")
-    row: dict[str, object] = {name: name for name in reversed(names)}
+    row: dict[str, object] = {name: name for name in COLUMNS}
     date = datetime(2024, 2, 3, 4, 5, 6)
     row |= {"date": date.replace(tzinfo=UTC), "spam_score": 0.5, "is_tls": True, "mail": b"m", "ip_addr": b"i"}
     written = {"date": "2024-02-03 04:05:06.000000" if dialect.name == "sqlite" else date}
-    assert dict(zip(names, made.values(row), strict=True)) == row | written
+    assert dict(zip(COLUMNS, made.values([*row.values()]), strict=True)) == row | written
+
+
+def row_of(date: datetime) -> list[object]:
+    """Return a row in which all else is blank."""
+    return [date, *(False if name == "is_tls" else b"" for name in COLUMNS[1:])]
 
 
 def test_moments_of_sqlite() -> None:
@@ -98,9 +106,8 @@ def test_moments_of_sqlite() -> None:
     begin = datetime(2024, 12, 31, 23, 59, 58)
     steps = [0, 999_999, 1_000_000, 1_000_001, 1_999_999, 2_000_000, 1_999_999, 0, 86_400_000_000]
     moments = [begin + timedelta(microseconds=step) for step in steps] + [datetime.min, datetime.max]
-    blank = dict.fromkeys(COLUMNS.split(), b"") | {"is_tls": False}
-    rows = [blank | {"date": moment.replace(tzinfo=UTC)} for moment in moments]
-    assert made.values_of(rows)[:: len(rows[0]) - 1] == [each.isoformat(" ", "microseconds") for each in moments]
+    rows = [row_of(moment.replace(tzinfo=UTC)) for moment in moments]
+    assert made.values_of(rows)[:: len(COLUMNS)] == [each.isoformat(" ", "microseconds") for each in moments]
 
 
 def test_a_moment_of_a_class_that_writes_itself_otherwise() -> None:
@@ -112,7 +119,7 @@ def test_a_moment_of_a_class_that_writes_itself_otherwise() -> None:
 
     statement = insertion(mail_table("t"), "sqlite")
     assert isinstance(statement, Insert)
-    row = dict.fromkeys(COLUMNS.split(), b"") | {"is_tls": False, "date": Moment(2024, 2, 3, 4, 5, 6, tzinfo=UTC)}
+    row = row_of(Moment(2024, 2, 3, 4, 5, 6, tzinfo=UTC))
     assert DriverInsert(statement, sqlite.dialect()).values(row)[0] == "2024-02-03 04:05:06.000000"
 
 
@@ -120,7 +127,7 @@ def test_one_of_both() -> None:
     """Given alone, each of the two keys has the Go program's default for the other; VALUES may be left out."""
     statement, columns = bound("INSERT INTO mine (x)", "")
     assert statement.startswith("INSERT INTO mine (x) VALUES (%s, ")
-    assert columns == ["date", "to", "from", *COLUMNS.split()[4:]]
+    assert columns == ["date", "to", "from", *COLUMNS[3:]]
     statement, columns = bound("", f"(NOW(), {MARKS})")
     assert statement.startswith("INSERT INTO t (date, `to`, `from`, subject, ")
     assert columns == list(BOUND)

@@ -28,12 +28,12 @@ class BatchRefusedError(Exception):
     """The store has refused what is in the batch (not: the store is away). The batch is split to find the culprit."""
 
 
-class _Entry(Generic[ItemT]):
-    __slots__ = ("item", "outcome")
+class _Entry(asyncio.Future[None], Generic[ItemT]):
+    """What becomes of an item: done when it is kept."""
 
-    def __init__(self, item: ItemT, outcome: asyncio.Future[None]) -> None:
-        self.item = item
-        self.outcome = outcome
+    __slots__ = ("item",)
+
+    item: ItemT
 
 
 class Batcher(Generic[ItemT]):
@@ -93,18 +93,19 @@ class Batcher(Generic[ItemT]):
             raise RuntimeError("the batcher is closed")
         if self._loop is None:
             self._loop = asyncio.get_running_loop()
-        outcome = self._loop.create_future()
-        self._waiting.append(_Entry(item, outcome))
+        entry: _Entry[ItemT] = _Entry(loop=self._loop)
+        entry.item = item
+        self._waiting.append(entry)
         if self._runner is None:
             self._wake()
         elif self._all_there is not None and len(self._waiting) >= self._expected:
             self._wait_no_longer()
         try:
-            await outcome
+            await entry
         except asyncio.CancelledError:
-            if outcome.cancelled():
+            if entry.cancelled():
                 self._cut_if_unwanted()
-            elif outcome.exception() is None:
+            elif entry.exception() is None:
                 # Cancelled in the very moment between the commit and our waking up: the runner believes it wanted.
                 self._unwanted.append(item)
                 self._wake()
@@ -125,7 +126,7 @@ class Batcher(Generic[ItemT]):
     def _cut_if_unwanted(self) -> None:
         """Cut the commit short if nobody waits for it any more."""
         committing = self._committing
-        if committing and not self._cut and all(entry.outcome.cancelled() for entry in committing):
+        if committing and not self._cut and all(entry.cancelled() for entry in committing):
             assert self._runner is not None
             self._cut = True
             self._runner.cancel()
@@ -173,7 +174,7 @@ class Batcher(Generic[ItemT]):
         size = 0
         while self._waiting and len(batch) < self._max_items:
             entry = self._waiting[0]
-            if not entry.outcome.done():  # done: its add was cancelled while it waited
+            if not entry.done():  # done: its add was cancelled while it waited
                 if self._size is not None:
                     size += self._size(entry.item)
                     if batch and size > self._max_size:
@@ -194,19 +195,19 @@ class Batcher(Generic[ItemT]):
         refused = isinstance(error, BatchRefusedError)
         if refused and len(batch) > 1:
             middle = len(batch) // 2
-            await self._settle([entry for entry in batch[:middle] if not entry.outcome.done()])
-            await self._settle([entry for entry in batch[middle:] if not entry.outcome.done()])
+            await self._settle([entry for entry in batch[:middle] if not entry.done()])
+            await self._settle([entry for entry in batch[middle:] if not entry.done()])
             return
         if not refused:
             # A commit that was cut short, or lost its connection, may have been done all the same.
-            self._unwanted += [entry.item for entry in batch if entry.outcome.cancelled()]
+            self._unwanted += [entry.item for entry in batch if entry.cancelled()]
         for entry in batch:
-            if entry.outcome.cancelled():
+            if entry.cancelled():
                 continue
             if error is None:
-                entry.outcome.set_result(None)
+                entry.set_result(None)
             else:
-                entry.outcome.set_exception(error)
+                entry.set_exception(error)
 
     async def _attempt(
         self, action: Callable[[Sequence[ItemT]], Awaitable[None]], items: Sequence[ItemT]

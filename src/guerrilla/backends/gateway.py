@@ -277,20 +277,16 @@ class Gateway:
                 call.set_result(None)
                 return
 
-    async def _next_job(self) -> _Job:
-        """Wait for something on the conveyor: a worker that was called may find that a busy one was quicker."""
-        while not self._conveyor:
-            call: asyncio.Future[None] = self._loop.create_future()
-            self._resting.append(call)
-            await call
-        return self._conveyor.popleft()
-
     async def _work(self) -> None:
         """Be a worker: take one envelope at a time, and live on whatever comes of it."""
         worker = asyncio.current_task()
         assert worker is not None
         while not worker.cancelling():
-            job = self._conveyor.popleft() if self._conveyor else await self._next_job()
+            while not self._conveyor:  # also one that was called: a busy one may have been quicker
+                call: asyncio.Future[None] = self._loop.create_future()
+                self._resting.append(call)
+                await call
+            job = self._conveyor.popleft()
             if not job.answer.done():
                 job.worker = worker
                 reply = await self._run(job, worker)

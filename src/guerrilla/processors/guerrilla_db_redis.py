@@ -124,7 +124,7 @@ class GuerrillaDbRedis(Processor[GuerrillaDbRedisConfig]):
             envelope.values[_KEY] = _KEY
         kept = False
         try:
-            reply = await self._store_rows(envelope, call_next)
+            reply = await keep_and_pass(self.writer, envelope, call_next, self.log)
             kept = reply.positive
         finally:
             # RFC 5321 section 4.2.5: what was not answered 250 must not turn up later. The rows are gone by now, and
@@ -137,9 +137,6 @@ class GuerrillaDbRedis(Processor[GuerrillaDbRedisConfig]):
         """Return the table to be read; the octets of rows that say "redis" are in our own Redis, not in ``bodies``."""
         settings = self.writer.settings
         return SqlStore(settings.dsn, settings.table, RedisBodies(self.config.redis_interface))
-
-    async def _store_rows(self, envelope: Envelope, call_next: CallNext) -> Reply:
-        return await keep_and_pass(self.writer, envelope, call_next, self.log)
 
     async def _store_body(self, envelope: Envelope, key: str) -> bool:
         """Return whether Redis has confirmed the body; if not, nothing of it is there, or it is being deleted."""

@@ -5,6 +5,9 @@ The same as Sql otherwise, which has more keys. This file has the keys and the a
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+from typing import Any
+
 from pydantic import field_validator
 from pydantic_core import PydanticCustomError
 
@@ -73,9 +76,9 @@ class MySql(Processor[MySqlConfig]):
         """Finish what is under way and close the database."""
         await self.writer.close()
 
-    async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
+    def save_mail(self, envelope: Envelope, call_next: CallNext) -> Coroutine[Any, Any, Reply]:
         """Commit the rows, then pass on; take them back if the rest of the line does not keep the message."""
-        return await keep_and_pass(self.writer, envelope, call_next, self.log)
+        return keep_and_pass(self.writer, envelope, call_next, self.log)
 
     def mail_store(self, bodies: Bodies | None = None) -> MailStore:
         """Return the table to be read; ``bodies`` has the octets of rows that say "redis"."""

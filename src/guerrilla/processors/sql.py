@@ -5,7 +5,9 @@ This file has the keys and the answers; rows, transactions and all that may go w
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from dataclasses import replace
+from typing import Any
 
 from pydantic import ValidationInfo, field_validator
 
@@ -66,9 +68,9 @@ class Sql(Processor[SqlConfig]):
         """Finish what is under way and close the database."""
         await self.writer.close()
 
-    async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
+    def save_mail(self, envelope: Envelope, call_next: CallNext) -> Coroutine[Any, Any, Reply]:
         """Commit the rows, then pass on; take them back if the rest of the line does not keep the message."""
-        return await keep_and_pass(self.writer, envelope, call_next, self.log)
+        return keep_and_pass(self.writer, envelope, call_next, self.log)
 
     def mail_store(self, bodies: Bodies | None = None) -> MailStore:
         """Return the table to be read; ``bodies`` has the octets of rows that say "redis"."""

@@ -12,8 +12,8 @@ from ipaddress import ip_address
 from typing import Any, Final
 
 from guerrilla.envelope import Envelope, Headers
-from guerrilla.stores.body import body_at_hand, body_of, compressed_of
-from guerrilla.stores.sql_table import Row
+from guerrilla.stores.body import MAX_ON_LOOP, body_of, compressed_of
+from guerrilla.stores.sql_table import HASH, RECIPIENT, Row
 from guerrilla.written import written
 
 _FIELDS: Final = ("Content-Type", "Message-ID", "Reply-To", "Sender")
@@ -30,28 +30,31 @@ class Letter:
     the ``encoding`` that it names: "gzip", which is zlib, or "zstd".
     """
 
-    __slots__ = ("_envelope", "elsewhere", "rows", "size")
+    __slots__ = ("_at_hand", "_envelope", "elsewhere", "rows", "size")
 
     def __init__(self, envelope: Envelope, host: str) -> None:
         self._envelope = envelope
         self.elsewhere = envelope.values.get("redis") == "redis"
-        if self.elsewhere:
-            body = "redis"
-        else:
+        size, body, compressed = 0, "redis", None
+        if not self.elsewhere:
+            size = len(envelope)
             compressed = compressed_of(envelope)
             body = getattr(compressed, "encoding", "gzip") if compressed is not None else ""
+        self._at_hand = compressed is None and size <= MAX_ON_LOOP
         self.rows = _rows(envelope, host, body)
-        self.size = 0 if self.elsewhere else len(envelope) * len(self.rows)
+        self.size = size * len(self.rows)
         """Octets that the rows take, about."""
 
     @property
     def keys(self) -> list[tuple[str, str]]:
         """Hash and recipient of each row."""
-        return [(row["hash"], row["recipient"]) for row in self.rows]
+        return [(row[HASH], row[RECIPIENT]) for row in self.rows]
 
     def mail_at_hand(self) -> bytes | None:
         """Return what the column ``mail`` holds, if it can be had at once."""
-        return b"" if self.elsewhere else body_at_hand(self._envelope)
+        if self.elsewhere:
+            return b""
+        return bytes(self._envelope) if self._at_hand else None
 
     async def mail(self) -> bytes:
         """Return what the column ``mail`` holds."""
@@ -73,31 +76,36 @@ def _rows(envelope: Any, host: str, body: str) -> list[Row]:
     ip_addr = _packed(envelope.remote_ip)
     is_tls = envelope.tls is not None
     hashes = envelope.hashes
-    if len(hashes) != len(envelope.rcpt_to):
-        hashes = [envelope.queued_id] * len(envelope.rcpt_to)
+    recipients = envelope.rcpt_to
+    if len(hashes) != len(recipients):
+        hashes = [envelope.queued_id] * len(recipients)
     elif body == "redis":
         hashes = hashes[:1] * len(hashes)
-    return [
-        {
-            "date": received,
-            "from": sender,
-            "to": clean(recipient.at(host), 256),
-            "subject": subject,
-            "body": body,
-            "spam_score": 0.0,
-            "hash": clean(key, 32),
-            "content_type": content_type,
-            "recipient": clean(written(recipient), 255),
-            "has_attach": 0,
-            "ip_addr": ip_addr,
-            "return_path": sender,
-            "is_tls": is_tls,
-            "message_id": clean(message_id or f"{key}.{recipient.user}@{host}", 256),
-            "reply_to": reply_to,
-            "sender": header_sender,
-        }
-        for recipient, key in zip(envelope.rcpt_to, hashes, strict=True)
-    ]
+    rows = []
+    for index, recipient in enumerate(recipients):
+        key = hashes[index]
+        rows.append(
+            [  # in the order of COLUMNS
+                received,
+                sender,
+                clean(recipient.at(host), 256),
+                subject,
+                body,
+                b"",
+                0.0,
+                clean(key, 32),
+                content_type,
+                clean(written(recipient), 255),
+                0,
+                ip_addr,
+                sender,
+                is_tls,
+                clean(message_id or f"{key}.{recipient.user}@{host}", 256),
+                reply_to,
+                header_sender,
+            ]
+        )
+    return rows
 
 
 def _first_values(header: Any) -> dict[str, Any]:
@@ -109,12 +117,12 @@ def _first_values(header: Any) -> dict[str, Any]:
         return {name.lower(): header.get(name) for name in _FIELDS}
     found: dict[str, Any] = {}
     fields: Any = header.fields
-    for each, value in fields:
-        if len(each) not in _LENGTHS:
-            continue
-        name = each.lower()
-        if name in _COLUMNS and name not in found:
-            found[name] = value
+    for each in fields:
+        name = each[0]
+        if len(name) in _LENGTHS:
+            name = name.lower()
+            if name in _COLUMNS and name not in found:
+                found[name] = each[1]
     return found
 
 

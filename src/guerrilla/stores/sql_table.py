@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 from sqlalchemy import (
@@ -39,7 +38,18 @@ from sqlalchemy.types import TypeEngine
 
 from guerrilla.stores.dsn import Kind, kind_of
 
-Row: TypeAlias = dict[str, Any]
+Row: TypeAlias = list[Any]
+"""The values of one row, in the order of COLUMNS."""
+
+COLUMNS: Final = (
+    "date", "from", "to", "subject", "body", "mail", "spam_score", "hash", "content_type", "recipient", "has_attach",
+    "ip_addr", "return_path", "is_tls", "message_id", "reply_to", "sender",
+)  # fmt: skip
+"""All but the key, as the table has them."""
+
+MAIL: Final = COLUMNS.index("mail")
+HASH: Final = COLUMNS.index("hash")
+RECIPIENT: Final = COLUMNS.index("recipient")
 
 BOUND: Final = (
     "to", "from", "subject", "body", "mail", "hash", "content_type", "recipient", "ip_addr", "return_path", "is_tls",
@@ -133,7 +143,7 @@ def insertion(table: Table, kind: Kind, sql_insert: str = "", sql_values: str = 
     if not sql_insert and not sql_values:
         return insert(table).inline()
     # In the order of the Go program's statement, in which "to" stands before "from".
-    columns = ["date", "to", "from", *(column.name for column in list(table.columns)[4:])]
+    columns = ["date", "to", "from", *COLUMNS[3:]]
     if not sql_insert:
         quote = _DIALECTS[kind]().identifier_preparer.quote
         sql_insert = f"INSERT INTO {quote(table.name)} ({', '.join(map(quote, columns))})"
@@ -145,23 +155,18 @@ def insertion(table: Table, kind: Kind, sql_insert: str = "", sql_values: str = 
 
 
 class DriverInsert:
-    """Our own INSERT as a driver takes it: SQLAlchemy's text, made once, and of each row the values in its order.
+    """Our own INSERT as a driver takes it: SQLAlchemy's text, made once, and what it would make of the values of a row.
 
-    To have them put in order anew for every batch would cost as much as the server does.
+    To have it do so anew for every batch would cost as much as the server does.
     """
 
     def __init__(self, statement: Insert, dialect: Dialect) -> None:
-        columns = statement.table.c
-        names = [column.name for column in columns if not column.primary_key]
-        compiled = statement.compile(dialect=dialect, column_keys=names)
+        compiled = statement.compile(dialect=dialect, column_keys=COLUMNS)
         assert isinstance(compiled, SQLCompiler)
-        order = compiled.positiontup
-        assert order is not None
+        assert compiled.positiontup == [*COLUMNS]
         self.text = str(compiled)
         self._marks = self.text.rpartition(" VALUES ")[2]
-        self._values = itemgetter(*order)
-        self._width = len(order)
-        adapt = [_adapter(columns[name].type, dialect) for name in order]
+        adapt = [_adapter(statement.table.c[name].type, dialect) for name in COLUMNS]
         self._adapt = [(at, each) for at, each in enumerate(adapt) if each is not None]
 
     def text_of(self, rows: int) -> str:
@@ -170,7 +175,7 @@ class DriverInsert:
 
     def values(self, row: Row) -> tuple[Any, ...]:
         """Return what is bound to the placeholders for one row."""
-        values = list(self._values(row))
+        values = [*row]
         for at, adapt in self._adapt:
             values[at] = adapt(values[at])
         return tuple(values)
@@ -179,9 +184,9 @@ class DriverInsert:
         """Return what is bound to the placeholders for several rows, one after the other."""
         values: list[Any] = []
         for row in rows:
-            values += self._values(row)
+            values += row
         for at, adapt in self._adapt:
-            values[at :: self._width] = map(adapt, values[at :: self._width])
+            values[at :: len(COLUMNS)] = map(adapt, values[at :: len(COLUMNS)])
         return values
 
 

@@ -34,7 +34,7 @@ from guerrilla.stores.sql_database import (
 from guerrilla.stores.sql_errors import STORE_ERRORS, Verdict, cause_of, judge, rolled_back
 from guerrilla.stores.sql_letter import Letter
 from guerrilla.stores.sql_removal import Removal, Remover
-from guerrilla.stores.sql_table import DriverInsert, Row, insertion, mail_table, without_zone
+from guerrilla.stores.sql_table import COLUMNS, MAIL, DriverInsert, Row, insertion, mail_table, without_zone
 
 _ATTEMPTS: Final = 3
 """How often a batch is tried whose transaction was rolled back, or whose connection was lost before the COMMIT."""
@@ -251,7 +251,10 @@ class SqlWriter:
         """Put the rows into the table, within the transaction."""
         statement = self._insertion
         if not isinstance(statement, Insert):
-            connection.execute(statement, [row | {"date": without_zone(row["date"])} for row in rows])
+            named = [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+            for each in named:
+                each["date"] = without_zone(each["date"])
+            connection.execute(statement, named)
             return
         if self._driver_insert is None:
             self._driver_insert = DriverInsert(statement, connection.dialect)
@@ -405,7 +408,9 @@ class _Writing:
                 if rows and size + len(mail) > limit:
                     self._writer.insert(connection, rows)
                     rows, size = [], 0
-                rows.append(row | {"mail": mail})
+                whole = row.copy()  # of the letter, no other holds the octets
+                whole[MAIL] = mail
+                rows.append(whole)
                 size += len(mail) + 1_000
         self._writer.insert(connection, rows)
 
