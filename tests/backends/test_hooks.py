@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 
 from guerrilla.backends.base import CallNext, Task
-from guerrilla.backends.hooks import hooked
+from guerrilla.backends.hooks import Annotator, end_of_line, hooked
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import OK, RECIPIENT_OK, Reply
 
@@ -48,3 +51,29 @@ async def test_a_hook_need_not_pass_on() -> None:
         raise AssertionError
 
     assert await hooked(None, answer, never)(Envelope(), Task.VALIDATE_RCPT) is OK
+
+
+class Signs:
+    """Writes its name behind those that are there."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, envelope: Envelope) -> None:
+        envelope.subject += self._name
+
+
+async def test_annotators_in_a_row_write_in_their_order_and_go_with_their_line() -> None:
+    """A line that a reload has replaced is not left to the garbage collector, which is seldom called."""
+    last = Signs("b")
+    process = Annotator(Signs("a"), Annotator(last, end_of_line))
+    envelope = Envelope()
+    assert (await process(envelope, Task.SAVE_MAIL)).positive
+    assert envelope.subject == "ab"
+    gone = weakref.ref(last)
+    gc.disable()
+    try:
+        del process, last
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -39,7 +39,7 @@ class Annotator:
     Those that follow one another are called one after the other. What follows is settled when it is made.
     """
 
-    __slots__ = ("annotate", "annotators", "clock", "counters", "end", "following")
+    __slots__ = ("annotate", "clock", "counters", "end", "following", "next")
 
     def __init__(self, annotate: Annotate, following: Process) -> None:
         self.annotate = annotate
@@ -47,13 +47,10 @@ class Annotator:
         self.counters: ProcessorCounters | None = None
         """None: it is measured as a part of something else."""
         self.clock = time.perf_counter
-        self.annotators: list[Annotator] = [self]
-        """This one and those of its kind that follow it."""
-        self.end = following
-        """What follows the last of them."""
-        if isinstance(following, Annotator):
-            self.annotators += following.annotators
-            self.end = following.end
+        self.next = following if isinstance(following, Annotator) else None
+        """The one of its kind that follows at once."""
+        self.end: Process = following if self.next is None else self.next.end
+        """What follows the last of these."""
 
     def __call__(self, envelope: Envelope, task: Task) -> Awaitable[Reply]:
         """Be the process."""
@@ -72,8 +69,9 @@ class Annotator:
         began = clock()
         spent = 0.0
         counters = self.counters
+        each: Annotator | None = self
         try:
-            for each in self.annotators:
+            while each is not None:
                 counters = each.counters
                 each.annotate(envelope)
                 ended = clock()
@@ -81,6 +79,7 @@ class Annotator:
                     counters.latencies.add(ended - began)
                     spent += ended - began
                 began = ended
+                each = each.next
         except BaseException:
             ended = clock()
             if counters is not None:

@@ -73,12 +73,14 @@ class GatewayConfig(BaseModel):
         default=128,
         ge=1,
         le=100_000,
-        description="How many envelopes are worked on at a time, and so how many can share one commit.",
+        description="How many envelopes are worked on at a time, and so how many can share one commit. Where nothing "
+        "in the line waits, as where nothing is kept, each is answered at once, and this has no meaning.",
     )
     gw_save_timeout: Duration = Field(
         default=30.0,
         gt=0,
-        description="How long a message may take to be kept, the wait for a worker included, before 451 is answered.",
+        description="How long a message may take to be kept, the wait for a worker included, before 451 is answered. "
+        "Where nothing in the line waits, this has no meaning.",
     )
     gw_val_rcpt_timeout: Duration = Field(
         default=5.0,
