@@ -62,3 +62,44 @@ def test_a_header_of_another_kind_is_asked_for_its_fields(header: Any) -> None:
     [values] = Letter(envelope, "mx.test").rows
     row = dict(zip(COLUMNS, values, strict=True))
     assert (row["sender"], row["message_id"], row["reply_to"]) == ("a@x", "1@x", "")
+
+
+def test_fields_may_be_lists() -> None:
+    envelope: Any = Envelope(rcpt_to=[Address("a", "x")], queued_id="q" * 32)
+    envelope.header = Headers()
+    envelope.header.fields = [["Sender", "<a@x>"]]
+    [row] = Letter(envelope, "mx.test").rows
+    assert row[-1] == "a@x"
+
+
+class Shortened:
+    """What a processor in Compressor's place may leave."""
+
+    def __init__(self, encoding: Any, octets: Any = b"x") -> None:
+        self.encoding = encoding
+        self.octets = octets
+
+    async def data(self) -> Any:
+        return self.octets
+
+
+def test_an_encoding_is_made_to_fit() -> None:
+    values: dict[str, object] = {"zlib-compressor": Shortened("l\0z\ud800")}
+    [row] = Letter(Envelope(rcpt_to=[Address("a", "x")], queued_id="q" * 32, values=values), "mx.test").rows
+    assert row[BODY] == "lz?"
+
+
+@pytest.mark.parametrize("encoding", [None, 5, b"gzip", object()])
+def test_an_encoding_that_is_no_text_is_the_affair_of_its_message(encoding: object) -> None:
+    """It is found before the message is in a batch, which would fail as a whole."""
+    values: dict[str, object] = {"zlib-compressor": Shortened(encoding)}
+    with pytest.raises(TypeError):
+        Letter(Envelope(rcpt_to=[Address("a", "x")], queued_id="q" * 32, values=values), "mx.test")
+
+
+async def test_compressed_octets_of_another_kind() -> None:
+    values: dict[str, object] = {"zlib-compressor": Shortened("gzip", bytearray(b"x"))}
+    letter = Letter(Envelope(rcpt_to=[Address("a", "x")], queued_id="q" * 32, values=values), "mx.test")
+    mail = await letter.mail()
+    assert type(mail) is bytes
+    assert mail == b"x"

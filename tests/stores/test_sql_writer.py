@@ -103,6 +103,46 @@ async def test_columns(opened: Opened, database: EmptyDatabase, letter: Letters)
     ]
 
 
+@pytest.mark.parametrize("hashes", [{"A" * 32, "B" * 32}, {"A" * 32: 1, "B" * 32: 2}])
+async def test_hashes_of_which_none_is_the_first(
+    opened: Opened, database: EmptyDatabase, letter: Letters, hashes: Any
+) -> None:
+    """That is found before the commit: what is not answered 250 is not there."""
+    async with opened(database) as writer:
+        with pytest.raises((TypeError, KeyError)):
+            await writer.keep(letter(b"x", hashes=hashes))
+    assert database.count() == 0
+
+
+class Uncompressed:
+    """What a processor in Compressor's place may leave: octets that cannot be had, or are none."""
+
+    encoding = "gzip"
+
+    def __init__(self, outcome: Any) -> None:
+        self.outcome = outcome
+
+    async def data(self) -> Any:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome
+
+
+@pytest.mark.parametrize(
+    "outcome", [RuntimeError("x"), OSError("x"), TimeoutError(), ValueError("x"), None, "text", 5], ids=repr
+)
+async def test_octets_that_cannot_be_had(
+    opened: Opened, database: EmptyDatabase, letter: Letters, outcome: object
+) -> None:
+    """It is the affair of that message alone, not of its batch."""
+    envelopes = [letter(b"x", subject="good") for _ in range(4)]
+    envelopes[1].values["zlib-compressor"] = Uncompressed(outcome)
+    async with opened(database) as writer:
+        outcomes = await asyncio.gather(*(refusal(writer, envelope) for envelope in envelopes))
+    assert [outcome and outcome[0] for outcome in outcomes] == [None, Verdict.REFUSED, None, None]
+    assert database.subjects() == {"good": 3}
+
+
 async def test_after_redis(opened: Opened, database: EmptyDatabase, letter: Letters) -> None:
     """What Redis holds is not stored again, and every row has the hash that is its key there."""
     envelope = letter(b"x", "ann", "bob", hashes=["A" * 32, "B" * 32], values={"redis": "redis"})

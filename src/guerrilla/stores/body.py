@@ -31,5 +31,6 @@ async def body_of(envelope: Envelope) -> bytes:
     """Return the octets that are kept of the message."""
     compressed = compressed_of(envelope)
     if compressed is not None:
-        return await compressed.data()
+        octets = await compressed.data()
+        return octets if type(octets) is bytes else bytes(memoryview(octets))  # text, a number or None has none
     return bytes(envelope) if len(envelope) <= MAX_ON_LOOP else await asyncio.to_thread(bytes, envelope)

@@ -39,7 +39,7 @@ class Letter:
         if not self.elsewhere:
             size = len(envelope)
             compressed = compressed_of(envelope)
-            body = getattr(compressed, "encoding", "gzip") if compressed is not None else ""
+            body = clean(getattr(compressed, "encoding", "gzip"), 64) if compressed is not None else ""
         self._at_hand = compressed is None and size <= MAX_ON_LOOP
         self.rows = _rows(envelope, host, body)
         self.size = size * len(self.rows)
@@ -113,11 +113,11 @@ def _first_values(header: Any) -> dict[str, Any]:
 
     What is not our own, or derived from it, is asked.
     """
-    if type(header) is not Headers:
+    kind: Any = type(header)  # asked for itself, it would have compiled code take the fields for a tuple
+    if kind is not Headers:
         return {name.lower(): header.get(name) for name in _FIELDS}
     found: dict[str, Any] = {}
-    fields: Any = header.fields
-    for each in fields:
+    for each in header.fields:
         name = each[0]
         if len(name) in _LENGTHS:
             name = name.lower()

@@ -201,14 +201,15 @@ class SqlWriter:
         """
         letter = Letter(envelope, self.settings.host)
         if letter.rows:
+            # Before the commit: what it raises would leave the rows there, and the client without its 250.
+            name = envelope.hashes[0] if envelope.hashes else envelope.queued_id
             try:
                 await self._batcher.add(letter)
             except BatchRefusedError as error:
                 raise NotKeptError(Verdict.REFUSED, str(error)) from error
             except (*STORE_ERRORS, TableError) as error:
                 raise NotKeptError(judge(error), cause_of(error)) from error
-            if envelope.hashes:
-                envelope.queued_id = envelope.hashes[0]
+            envelope.queued_id = name
         return Kept(self, letter)
 
     async def take_back(self, letter: Letter) -> None:
@@ -399,16 +400,16 @@ class _Writing:
                 mail = letter.mail_at_hand()
                 if mail is None:
                     mail = self._writer.database.wait(letter.mail())
-            except ValueError as error:
-                # The map of a message whose time is over may be closed: it is cancelled, and the others are not.
-                raise BatchRefusedError("its octets are gone") from error
+            except Exception as error:
+                # The message's own affair, not the others': its time may be over, and its map closed.
+                raise BatchRefusedError(f"its octets cannot be had: {cause_of(error)}") from error
             if len(mail) + _ROW_OVERHEAD > packet:
                 raise BatchRefusedError(f"it is larger than the max_allowed_packet of the database, {packet} octets")
             for row in letter.rows:
                 if rows and size + len(mail) > limit:
                     self._writer.insert(connection, rows)
                     rows, size = [], 0
-                whole = row.copy()  # of the letter, no other holds the octets
+                whole = row.copy()  # the letter's own stays without the octets
                 whole[MAIL] = mail
                 rows.append(whole)
                 size += len(mail) + 1_000
