@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import re
 import ssl
 import sys
@@ -222,7 +223,8 @@ def _set_curves(context: ssl.SSLContext, curves: list[str]) -> None:
     """Let these and no others be agreed on, in the order of preference.
 
     Up to Python 3.14 one can be set, or none. All of them is what the library takes by itself, by its own preference,
-    and with it those that have been invented since.
+    and with it those that have been invented since. The first versions of Python 3.11 hand a curve over as
+    an EC_KEY, which X25519 is not, and so cannot set that one alone, whatever the library can do.
     """
     try:
         if not curves:
@@ -237,6 +239,11 @@ def _set_curves(context: ssl.SSLContext, curves: list[str]) -> None:
                 f"meant: one, or all of {', '.join(_CURVES)}"
             )
     except (ValueError, ssl.SSLError) as error:
+        if curves == ["X25519"] and isinstance(error, ssl.SSLError) and error.reason == "UNKNOWN_GROUP":
+            raise TLSError(
+                f"tls.curves: found X25519; Python {platform.python_version()} cannot set it alone, later ones can; "
+                f"meant: another one, or all of {', '.join(_CURVES)}"
+            ) from error
         raise TLSError(f"tls.curves: {ssl.OPENSSL_VERSION} cannot use {', '.join(curves)}: {error}") from error
 
 
