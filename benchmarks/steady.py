@@ -112,7 +112,7 @@ class House:
                 "public_key_file": str(pair.certificate),
                 "protocols": ["tls1.2"] if second else ["tls1.2", "tls1.3"],
                 "ciphers": ["ECDHE-ECDSA-AES128-GCM-SHA256"] if second else ["ECDHE-ECDSA-AES256-GCM-SHA384"],
-                "curves": ["P384"] if second else ["X25519"],
+                "curves": ["P384"] if second else ["P256"],
                 "client_auth_type": "VerifyClientCertIfGiven" if second else "NoClientCert",
                 "root_cas_file": str(pair.certificate) if second else "",
             },
