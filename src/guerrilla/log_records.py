@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import sys
 import threading
 import time
@@ -59,6 +60,11 @@ class Output:
         self._lock = threading.Lock()
         self._torn = False
         self._descriptor = self._open()
+        self._takes_many = self._is_regular()
+
+    def _is_regular(self) -> bool:
+        """Whether it is a file on a disk: a pipe that is read too slowly would tear what is too large for it."""
+        return self._descriptor >= 0 and stat.S_ISREG(os.fstat(self._descriptor).st_mode)
 
     def _open(self) -> int:
         if self.is_file:
@@ -88,6 +94,29 @@ class Output:
             self._torn = written < len(octets)
             self.dropped += self._torn
 
+    def write_all(self, lines: list[bytes]) -> None:
+        """Append lines in their order, if the file can take them: all in one write, where that is well."""
+        if len(lines) == 1 or not self._takes_many:
+            for line in lines:
+                self.write(line)
+            return
+        with self._lock:
+            if self._torn:
+                lines[0] = b"\n" + lines[0]
+            try:
+                written = os.write(self._descriptor, b"".join(lines))
+            except OSError:
+                self.dropped += len(lines)
+                return
+            self._torn = False
+            for line in lines:
+                if written < len(line):
+                    self._torn = self._torn or written > 0
+                    self.dropped += 1
+                    written = 0
+                else:
+                    written -= len(line)
+
     def reopen(self) -> None:
         """Open the file anew. Raises OSError; then the old one stays in use."""
         if not self.is_file:
@@ -96,6 +125,7 @@ class Output:
         with self._lock:
             old, self._descriptor = self._descriptor, fresh
             self._torn = False
+            self._takes_many = self._is_regular()
         if old >= 0:
             os.close(old)
 
@@ -105,6 +135,36 @@ class Output:
             old, self._descriptor = self._descriptor, -1
         if old >= 0:
             os.close(old)
+
+
+class Lines:
+    """Lines about messages that one turn of the loop answers: held, they are written together, in their order.
+
+    Who holds them writes them before it sends a reply, and before it returns to the loop.
+    """
+
+    __slots__ = ("_lines", "_output", "held")
+
+    def __init__(self) -> None:
+        self.held = False
+        self._output: Output | None = None
+        self._lines: list[bytes] = []
+
+    def put(self, output: Output, line: bytes) -> None:
+        """Write the line to the output, or hold it back."""
+        if not self.held:
+            output.write(line)
+            return
+        if output is not self._output:
+            self.write()
+            self._output = output
+        self._lines.append(line)
+
+    def write(self) -> None:
+        """Write what was held back."""
+        if self._lines and self._output is not None:
+            lines, self._lines = self._lines, []
+            self._output.write_all(lines)
 
 
 class Records:
@@ -140,10 +200,11 @@ class Records:
         size: int,
         reply: str,
         ms: float,
+        lines: Lines | None = None,
     ) -> bool:
         """Write the line of a message, if it is JSON and nothing in it has to be made safe, and return whether.
 
-        It is what ``write`` makes of these fields, put together by hand.
+        It is what ``write`` makes of these fields, put together by hand. It is put to ``lines`` if there are others.
         """
         if not (self._json and type(queued_id) is str and type(client) is str and recipients):
             return False
@@ -161,7 +222,10 @@ class Records:
             f'"queued_id":"{queued_id}","client":"{client}","sender":"{sender}","recipients":["{names}"],'
             f'"size":{size},"reply":"{reply}","ms":{ms}}}\n'
         )
-        self._output.write(line.encode())
+        if lines is None:
+            self._output.write(line.encode())
+        else:
+            lines.put(self._output, line.encode())
         return True
 
     def record(self, method: str, event: object, fields: dict[str, Any]) -> dict[str, Any]:
@@ -196,17 +260,23 @@ def log_message(
     size: int,
     reply: str,
     ms: float,
+    lines: Lines | None = None,
 ) -> None:
-    """Do what ``log.info("message", outcome=outcome, …)`` does, mostly in less time: it is done for each message."""
+    """Do what ``log.info("message", outcome=outcome, …)`` does, mostly in less time: it is done for each message.
+
+    It may be held back with other ``lines``; none about a message is written before those that came before it.
+    """
     ours: Any = log
     records = getattr(ours, "_logger", None)
     if (
         isinstance(records, Records)
         and records.informs
         and not ours._context
-        and records.write_message(outcome, queued_id, client, sender, recipients, size, reply, ms)
+        and records.write_message(outcome, queued_id, client, sender, recipients, size, reply, ms, lines)
     ):
         return
+    if lines is not None:
+        lines.write()
     log.info(
         "message",
         outcome=outcome,

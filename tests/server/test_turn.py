@@ -6,9 +6,12 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from guerrilla.log_records import Output
 from guerrilla.server.turn import Turn
 
 
@@ -92,6 +95,61 @@ async def test_a_task_that_fails_leaves_the_others_their_turn() -> None:
     turn.do(done.set)
     await done.wait()
     assert told == [error]
+
+
+class Looking(asyncio.Transport):
+    """Sees what is in a file whenever something is sent."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self.seen: list[bytes] = []
+
+    def is_closing(self) -> bool:
+        return False
+
+    def write(self, data: object) -> None:
+        self.seen.append(self._path.read_bytes())
+
+
+async def test_lines_of_the_log_are_written_once_and_no_reply_is_ahead_of_its_own(tmp_path: Path) -> None:
+    output = Output(str(tmp_path / "log"))
+    transport = Looking(tmp_path / "log")
+    turn = Turn(asyncio.get_running_loop())
+
+    def answer(line: bytes) -> None:
+        turn.lines.put(output, line)
+        turn.put(transport, b"250 OK\r\n")
+
+    def answer_and_close() -> None:
+        answer(b"3\n")
+        turn.send()
+
+    answer(b"0\n")  # on a callback of the loop's own
+    for line in (b"1\n", b"2\n"):
+        turn.do(partial(answer, line))
+    turn.do(answer_and_close)
+    turn.do(partial(answer, b"4\n"))
+    turn.work()
+    assert transport.seen == [b"0\n1\n2\n3\n"] * 4 + [b"0\n1\n2\n3\n4\n"]
+    answer(b"5\n")
+    assert (tmp_path / "log").read_bytes() == b"0\n1\n2\n3\n4\n5\n"
+    output.close()
+
+
+async def test_an_interrupt_leaves_no_line_of_the_log_behind(tmp_path: Path) -> None:
+    output = Output(str(tmp_path / "log"))
+
+    def interrupt() -> None:
+        turn.lines.put(output, b"1\n")
+        raise KeyboardInterrupt
+
+    turn = Turn(asyncio.get_running_loop())
+    turn.do(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        turn.work()
+    assert (tmp_path / "log").read_bytes() == b"1\n"
+    output.close()
 
 
 async def test_an_interrupt_in_a_task_ends_the_program() -> None:

@@ -274,7 +274,10 @@ class Connection(asyncio.Protocol):
                     self._policy.log, self._server.name, self.client, event.line, event.reply
                 )
             elif isinstance(event, MessageRefused):
-                self._server.witness.message(self._policy.log, event.envelope, event.size, event.reply, 0.0)
+                server = self._server
+                server.witness.message(
+                    self._policy.log, event.envelope, event.size, event.reply, 0.0, server.turn.lines
+                )
             elif isinstance(event, TLSRequested):
                 self._flush(session)
                 self._start_tls(session)
@@ -375,10 +378,15 @@ class Connection(asyncio.Protocol):
         self._asked_at = perf_counter()  # the loop's clock stands still while a callback runs
         answer = asked(question, envelope, self._loop, self._server.keep)
         self._answer = answer
-        if answer.done():  # the loop would make a handle for each callback
+
+        def tell(_: object = None) -> None:
+            # Those that one commit has answered are told of together.
             self._server.turn.do(lambda: self._answered(answer, envelope, recipient))
+
+        if answer.done():  # the loop would make a handle for each callback
+            tell()
         else:
-            answer.add_done_callback(lambda done: self._answered(done, envelope, recipient))
+            answer.add_done_callback(tell)
 
     def _answered(self, done: asyncio.Future[Any], envelope: Envelope, recipient: Address | None) -> None:
         """Give the client its answer, whatever processors have made of the envelope: nobody else looks after it now."""
@@ -409,7 +417,8 @@ class Connection(asyncio.Protocol):
         if recipient is None:
             self._kept += reply.code < 400
             seconds = perf_counter() - self._asked_at
-            self._server.witness.message(self._policy.log, envelope, len(envelope.data), reply, seconds)
+            server = self._server
+            server.witness.message(self._policy.log, envelope, len(envelope.data), reply, seconds, server.turn.lines)
         elif not reply.positive:
             self._server.witness.recipient_refused(envelope, recipient, reply)
 

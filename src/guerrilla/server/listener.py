@@ -125,9 +125,9 @@ class Server:
         self.stop_accepting()
         for connection in list(self.connections):
             connection.hurry(SHUTTING_DOWN)
-        # One turn of the loop for the last words.
+        # One turn of the loop for the last words, and for answers that are there and not told yet.
         await asyncio.sleep(0)
-        self.turn.send()
+        self.turn.work()
         for connection in list(self.connections):
             connection.abort()
         for task in self._tasks:

@@ -1,8 +1,8 @@
 """One turn of the event loop: what has come is read from all clients, then worked off, then all of them are answered.
 
 In one turn many clients are served, and each of the three costs less where it is done for one after the other: the code
-of one step stays in the processor's cache, where that of all three has no room; and a client on this machine is not
-woken by each reply, to go to sleep again before the next.
+of one step stays in the processor's cache, where that of all three has no room; a client on this machine is not
+woken by each reply, to go to sleep again before the next; and the log is written once.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from guerrilla.log_records import Lines
+
 
 class Turn:
     """Holds what was read and what was written in this turn of the loop, in its order."""
 
-    __slots__ = ("_letters", "_loop", "_tasks", "_working")
+    __slots__ = ("_letters", "_loop", "_tasks", "_working", "lines")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._tasks: list[Callable[[], None]] = []
         self._letters: list[tuple[asyncio.Transport, bytes]] = []
         self._working = False
+        self.lines = Lines()
+        """Lines of the log that tell of its messages: they are in one write, and no reply is ahead of its own."""
 
     def do(self, task: Callable[[], None]) -> None:
         """Have the task done when all that is there has been read."""
@@ -31,7 +35,7 @@ class Turn:
     def work(self) -> None:
         """Do all of it now: also to be called before it is looked at who was silent."""
         tasks, self._tasks = self._tasks, []
-        self._working = True
+        self._working = self.lines.held = True
         try:
             for task in tasks:
                 try:
@@ -41,7 +45,8 @@ class Turn:
                 except BaseException as error:  # as the loop does with what it calls: the others have their turn
                     self._loop.call_exception_handler({"message": "a task of this turn failed", "exception": error})
         finally:
-            self._working = False
+            self._working = self.lines.held = False
+            self.lines.write()
         self.send()
 
     def put(self, transport: asyncio.Transport, data: bytes) -> None:
@@ -52,6 +57,7 @@ class Turn:
 
     def send(self) -> None:
         """Send all of it now: also to be called before a transport is closed, or given to TLS."""
+        self.lines.write()
         letters, self._letters = self._letters, []
         for transport, data in letters:
             if not transport.is_closing():

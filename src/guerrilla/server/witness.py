@@ -15,7 +15,7 @@ from guerrilla.counters import Counters
 from guerrilla.envelope import Address
 from guerrilla.event_bus import EventBus
 from guerrilla.events import Connected, Disconnected, Failed, Queued, Rejected
-from guerrilla.log_records import log_message
+from guerrilla.log_records import Lines, log_message
 from guerrilla.smtp.replies import Reply
 from guerrilla.written import written
 
@@ -70,8 +70,19 @@ class Witness:
         client: Any = (envelope.remote_ip, envelope.remote_port)
         self._rejected("recipient", envelope.server, client, reply, "recipient refused", envelope, (recipient,))
 
-    def message(self, log: FilteringBoundLogger, envelope: Any, size: int, reply: Reply, seconds: float) -> None:
-        """A message was answered, ``seconds`` after its end. ``size`` is that of its content as it came, in octets."""
+    def message(
+        self,
+        log: FilteringBoundLogger,
+        envelope: Any,
+        size: int,
+        reply: Reply,
+        seconds: float,
+        lines: Lines | None = None,
+    ) -> None:
+        """A message was answered, ``seconds`` after its end. ``size`` is that of its content as it came, in octets.
+
+        Its line of the log may be written with other ``lines``.
+        """
         code, recipients = reply.code, envelope.rcpt_to
         self.counters.count_message(reply, len(recipients), size, seconds)
         log_message(
@@ -84,6 +95,7 @@ class Witness:
             size,
             written(reply),
             milliseconds(seconds),
+            lines,
         )
         if code >= 500:
             client: Any = (envelope.remote_ip, envelope.remote_port)
