@@ -160,3 +160,28 @@ async def test_an_interrupt_in_a_task_ends_the_program() -> None:
     turn.do(interrupt)
     with pytest.raises(KeyboardInterrupt):
         turn.work()
+
+
+def test_after_an_interrupt_the_others_have_their_turn_when_the_loop_is_run_again(tmp_path: Path) -> None:
+    """As it is to shut down: what was kept by then is told, and what was said is sent."""
+    (tmp_path / "log").touch()
+    transport = Looking(tmp_path / "log")
+    told: list[str] = []
+
+    def interrupt() -> None:
+        turn.put(transport, b"250 OK\r\n")
+        turn.do(partial(told.append, "next"))
+        raise KeyboardInterrupt
+
+    loop = asyncio.new_event_loop()
+    turn = Turn(loop)
+    turn.do(interrupt)
+    turn.do(partial(told.append, "other"))
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_forever()
+    assert told == []
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    assert told == ["other", "next"]
+    assert transport.seen == [b""]

@@ -37,10 +37,13 @@ class Turn:
         tasks, self._tasks = self._tasks, []
         self._working = self.lines.held = True
         try:
-            for task in tasks:
+            for number, task in enumerate(tasks):
                 try:
                     task()
                 except (KeyboardInterrupt, SystemExit):
+                    # The others have their turn if the loop is run again, to shut down.
+                    self._tasks[:0] = tasks[number + 1 :]
+                    self._loop.call_soon(self.work)
                     raise
                 except BaseException as error:  # as the loop does with what it calls: the others have their turn
                     self._loop.call_exception_handler({"message": "a task of this turn failed", "exception": error})
