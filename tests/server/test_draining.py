@@ -6,11 +6,12 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.server.conftest import Gate
 
-from guerrilla.smtp.replies import queued
+from guerrilla.smtp.replies import Reply, queued
 
 if TYPE_CHECKING:
-    from tests.server.conftest import Certificate, Client, Gate, House, HouseMaker
+    from tests.server.conftest import Certificate, Client, House, HouseMaker
 
 SHUTTING_DOWN = b"421 4.3.2 Server is shutting down, try again later\r\n"
 
@@ -164,6 +165,44 @@ async def test_close_cancels_what_a_backend_of_coroutines_is_about(serve: HouseM
     await house.server.close()
     assert await client.rest() == SHUTTING_DOWN
     assert [record["event"] for record in house.log] == ["message"]
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+async def test_close_lets_nothing_begin_behind_an_answer_that_is_there_and_not_told(
+    serve: HouseMaker, turns: int
+) -> None:
+    """Else a message might be kept that nobody tells the client about."""
+
+    class Asked(Gate):
+        validates = True
+        validate_rcpt = Gate.process
+
+        def process(self, envelope: object) -> asyncio.Future[Reply]:
+            raise AssertionError("there is no time for this message")
+
+    asked = Asked()
+    house = serve(asked)
+    client = await house.greeted()
+    await client.send(b"MAIL FROM:<>\r\nRCPT TO:<b@example.com>\r\nBDAT 5 LAST\r\nYou\r\n")
+    await asked.asked()
+    asked.open(queued("x"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await house.server.close()
+    assert (await client.rest()).endswith(b"250 2.0.0 OK: queued as x\r\n" + SHUTTING_DOWN)
+    assert house.log == []
+
+
+async def test_an_answer_that_is_there_when_the_server_closes_is_told(serve: HouseMaker, gate: Gate) -> None:
+    house = serve(gate)
+    client = await house.connect()
+    await client.begin()
+    await client.send(b"You\r\n.\r\nMAIL FROM:<next@client.test>\r\n")
+    await gate.asked()
+    gate.open(queued("x"))
+    await house.server.close()
+    assert await client.rest() == b"250 2.0.0 OK: queued as x\r\n" + SHUTTING_DOWN
+    assert [record["outcome"] for record in house.log] == ["kept"]
 
 
 async def test_close_may_come_twice_and_without_a_start(serve: HouseMaker) -> None:

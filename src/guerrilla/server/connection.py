@@ -47,9 +47,9 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_answer", "_asked_at", "_began", "_blocked", "_content_since", "_counters", "_early", "_handshaking", "_kept",
-        "_loop", "_over", "_paused", "_policy", "_received", "_refusal", "_remote_port", "_server", "_session",
-        "_since", "_tls", "_transport", "_trusted", "_waits", "encrypted", "place", "remote_ip",
+        "_answer", "_asked_at", "_began", "_blocked", "_content_since", "_counters", "_early", "_handshaking",
+        "_hurried", "_kept", "_loop", "_over", "_paused", "_policy", "_received", "_refusal", "_remote_port", "_server",
+        "_session", "_since", "_tls", "_transport", "_trusted", "_waits", "encrypted", "place", "remote_ip",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +87,7 @@ class Connection(asyncio.Protocol):
         self._received = 0
         self._asked_at = 0.0
         self._answer: asyncio.Future[Any] | None = None
+        self._hurried = False
         self._over = False
         self._kept = 0
         # Back-pressure.
@@ -241,7 +242,7 @@ class Connection(asyncio.Protocol):
         if session is None or self._handshaking:
             self.abort()
         elif session.asking and self._answer is not None and not self._answer.cancel():
-            session.drain()  # the answer is there, and said before anything else
+            self._hurried = True  # the answer is there, and said before anything else; nothing may begin behind it
         else:
             self._end(reply)
 
@@ -425,7 +426,10 @@ class Connection(asyncio.Protocol):
     def _pass_on(self, session: Session, reply: Reply) -> None:
         try:
             session.reply(reply)
-            self._advance(talking=True)
+            if self._hurried:
+                self._end(SHUTTING_DOWN)
+            else:
+                self._advance(talking=True)
         except Exception as error:  # of what a processor has made of the recipients
             self.abort()
             self._policy.log.error("a client could not be answered", client=self.remote_ip, exc_info=error)
