@@ -7,6 +7,7 @@ import gc
 import os
 import socket
 import ssl
+import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,12 @@ class Caller:
     async def begin(self) -> None:
         for line in ("MAIL FROM:<a@client.test>", "RCPT TO:<b@example.com>", "DATA"):
             assert (await self.say(line))[0] in "23"
+
+    def reset(self) -> None:
+        """Vanish with a reset."""
+        linger = struct.pack("ii", 1, 0)
+        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self._writer.transport.abort()
 
     async def close(self) -> None:
         self._writer.close()
@@ -376,6 +383,34 @@ async def test_a_backend_of_ones_own_stays_when_the_configuration_changes() -> N
         assert (await caller.say(".")).startswith("250")
         await caller.close()
     assert len(backend.envelopes) == 1
+
+
+async def test_a_message_that_a_backend_of_ones_own_keeps_after_client_and_configuration_went_is_in_the_log(
+    tmp_path: Path,
+) -> None:
+    """The log of its configuration is closed by then: no connection lives by it."""
+    answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    asked = asyncio.Event()
+
+    class Own(RecordingBackend):
+        async def process(self, envelope: Envelope) -> Reply:
+            asked.set()
+            return await answer
+
+    settings = config({"listen_interface": "127.0.0.1:0"}, log_file=str(tmp_path / "log"))
+    async with Daemon(settings, backend=Own()) as daemon:
+        caller = await Caller.call(daemon.addresses[0][1][1])
+        await caller.begin()
+        answering = asyncio.create_task(caller.say("."))
+        await asked.wait()
+        caller.reset()
+        assert await answering == ""
+        while daemon.stats().connections_open:
+            await asyncio.sleep(0)
+        await daemon.reload_config(settings)
+        await asyncio.sleep(0.01)
+        answer.set_result(Reply(250, "2.0.0", "kept"))
+    assert (tmp_path / "log").read_text().count('"outcome":"kept"') == 1
 
 
 async def test_a_configuration_is_read_again_from_its_file(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from structlog.typing import FilteringBoundLogger
+
 from guerrilla.counters import Counters
 from guerrilla.envelope import Address, Envelope, TLSInfo
 from guerrilla.server.questions import asked
@@ -389,6 +391,11 @@ class Connection(asyncio.Protocol):
         else:
             answer.add_done_callback(tell)
 
+    @property
+    def _log(self) -> FilteringBoundLogger:
+        """The log that is open for sure: who has gone is not waited for by a policy that a reload has replaced."""
+        return self._server.policy.log if self._over else self._policy.log
+
     def _answered(self, done: asyncio.Future[Any], envelope: Envelope, recipient: Address | None) -> None:
         """Give the client its answer, whatever processors have made of the envelope: nobody else looks after it now."""
         session = self._session
@@ -397,7 +404,7 @@ class Connection(asyncio.Protocol):
             reply = self._answer_of(done, envelope)
             self._tell_answer(envelope, recipient, reply)
         except Exception as error:
-            self._policy.log.error("an answer could not be told of", reply=str(reply), exc_info=error)
+            self._log.error("an answer could not be told of", reply=str(reply), exc_info=error)
         finally:
             if session is not None and session.asking:
                 self._pass_on(session, reply)
@@ -410,7 +417,7 @@ class Connection(asyncio.Protocol):
         except (Exception, asyncio.CancelledError) as error:
             if self._over and done.cancelled():
                 return SHUTTING_DOWN  # we gave it up ourselves
-            self._policy.log.error("backend failed", queued_id=envelope.queued_id, exc_info=error)
+            self._log.error("backend failed", queued_id=envelope.queued_id, exc_info=error)
             return LOCAL_ERROR
         return reply
 
@@ -419,7 +426,7 @@ class Connection(asyncio.Protocol):
             self._kept += reply.code < 400
             seconds = perf_counter() - self._asked_at
             server = self._server
-            server.witness.message(self._policy.log, envelope, len(envelope.data), reply, seconds, server.turn.lines)
+            server.witness.message(self._log, envelope, len(envelope.data), reply, seconds, server.turn.lines)
         elif not reply.positive:
             self._server.witness.recipient_refused(envelope, recipient, reply)
 
@@ -432,7 +439,7 @@ class Connection(asyncio.Protocol):
                 self._advance(talking=True)
         except Exception as error:  # of what a processor has made of the recipients
             self.abort()
-            self._policy.log.error("a client could not be answered", client=self.remote_ip, exc_info=error)
+            self._log.error("a client could not be answered", client=self.remote_ip, exc_info=error)
 
     # STARTTLS.
 
