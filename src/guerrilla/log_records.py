@@ -51,7 +51,7 @@ _COLOURS = {
 
 
 class Output:
-    """The file that records go to. Each is one write to a descriptor of our own, without a buffer."""
+    """The file that records go to, by a descriptor of our own and without a buffer: one, or several, in one write."""
 
     def __init__(self, log_file: str) -> None:
         self.is_file = log_file not in ("stderr", "stdout", "off")
