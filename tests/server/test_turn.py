@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from guerrilla.log_records import Output
+from guerrilla.log_records import Lines, Output
 from guerrilla.server.turn import Turn
 
 
@@ -58,7 +58,7 @@ async def test_what_is_put_leaves_at_the_end_of_the_turn_in_its_order(
     connected: Callable[[], Awaitable[Wire]],
 ) -> None:
     wire = await connected()
-    turn = Turn(asyncio.get_running_loop())
+    turn = Turn(asyncio.get_running_loop(), Lines())
     turn.put(wire.transport, b"one ")
     turn.put(wire.transport, b"two")
     with pytest.raises(BlockingIOError):
@@ -72,7 +72,7 @@ async def test_what_is_for_a_connection_that_was_cut_goes_nowhere_and_the_others
 ) -> None:
     gone, there = await connected(), await connected()
     await gone.cut()
-    turn = Turn(asyncio.get_running_loop())
+    turn = Turn(asyncio.get_running_loop(), Lines())
     turn.put(gone.transport, b"nobody reads this")
     turn.put(there.transport, b"hello")
     turn.send()
@@ -90,7 +90,7 @@ async def test_a_task_that_fails_leaves_the_others_their_turn() -> None:
     def fail() -> None:
         raise error
 
-    turn = Turn(loop)
+    turn = Turn(loop, Lines())
     turn.do(fail)
     turn.do(done.set)
     await done.wait()
@@ -115,10 +115,11 @@ class Looking(asyncio.Transport):
 async def test_lines_of_the_log_are_written_once_and_no_reply_is_ahead_of_its_own(tmp_path: Path) -> None:
     output = Output(str(tmp_path / "log"))
     transport = Looking(tmp_path / "log")
-    turn = Turn(asyncio.get_running_loop())
+    lines = Lines()
+    turn = Turn(asyncio.get_running_loop(), lines)
 
     def answer(line: bytes) -> None:
-        turn.lines.put(output, line)
+        lines.put(output, line)
         turn.put(transport, b"250 OK\r\n")
 
     def answer_and_close() -> None:
@@ -141,10 +142,11 @@ async def test_an_interrupt_leaves_no_line_of_the_log_behind(tmp_path: Path) -> 
     output = Output(str(tmp_path / "log"))
 
     def interrupt() -> None:
-        turn.lines.put(output, b"1\n")
+        lines.put(output, b"1\n")
         raise KeyboardInterrupt
 
-    turn = Turn(asyncio.get_running_loop())
+    lines = Lines()
+    turn = Turn(asyncio.get_running_loop(), lines)
     turn.do(interrupt)
     with pytest.raises(KeyboardInterrupt):
         turn.work()
@@ -156,7 +158,7 @@ async def test_an_interrupt_in_a_task_ends_the_program() -> None:
     def interrupt() -> None:
         raise KeyboardInterrupt
 
-    turn = Turn(asyncio.get_running_loop())
+    turn = Turn(asyncio.get_running_loop(), Lines())
     turn.do(interrupt)
     with pytest.raises(KeyboardInterrupt):
         turn.work()
@@ -174,7 +176,7 @@ def test_after_an_interrupt_the_others_have_their_turn_when_the_loop_is_run_agai
         raise KeyboardInterrupt
 
     loop = asyncio.new_event_loop()
-    turn = Turn(loop)
+    turn = Turn(loop, Lines())
     turn.do(interrupt)
     turn.do(partial(told.append, "other"))
     with pytest.raises(KeyboardInterrupt):

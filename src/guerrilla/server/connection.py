@@ -50,7 +50,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_answer", "_asked_at", "_began", "_blocked", "_content_since", "_counters", "_early", "_handshaking",
-        "_hurried", "_kept", "_loop", "_over", "_paused", "_policy", "_received", "_refusal", "_remote_port", "_server",
+        "_kept", "_loop", "_over", "_paused", "_policy", "_received", "_refusal", "_remote_port", "_server",
         "_session", "_since", "_tls", "_transport", "_trusted", "_waits", "encrypted", "place", "remote_ip",
     )  # fmt: skip
 
@@ -89,7 +89,6 @@ class Connection(asyncio.Protocol):
         self._received = 0
         self._asked_at = 0.0
         self._answer: asyncio.Future[Any] | None = None
-        self._hurried = False
         self._over = False
         self._kept = 0
         # Back-pressure.
@@ -244,7 +243,7 @@ class Connection(asyncio.Protocol):
         if session is None or self._handshaking:
             self.abort()
         elif session.asking and self._answer is not None and not self._answer.cancel():
-            self._hurried = True  # the answer is there, and said before anything else; nothing may begin behind it
+            session.hurry()  # the answer is there, and said before anything else; nothing may begin behind it
         else:
             self._end(reply)
 
@@ -277,10 +276,7 @@ class Connection(asyncio.Protocol):
                     self._policy.log, self._server.name, self.client, event.line, event.reply
                 )
             elif isinstance(event, MessageRefused):
-                server = self._server
-                server.witness.message(
-                    self._policy.log, event.envelope, event.size, event.reply, 0.0, server.turn.lines
-                )
+                self._server.witness.message(self._policy.log, event.envelope, event.size, event.reply, 0.0)
             elif isinstance(event, TLSRequested):
                 self._flush(session)
                 self._start_tls(session)
@@ -377,13 +373,11 @@ class Connection(asyncio.Protocol):
     def _ask(
         self, question: Callable[[Envelope], Awaitable[Reply]], envelope: Envelope, recipient: Address | None = None
     ) -> None:
-        """Put a question to the backend; ``_answered`` is called once it has an answer."""
+        """Put a question to the backend; ``_answered`` is called in the turn of its answer, with all of that turn."""
         self._asked_at = perf_counter()  # the loop's clock stands still while a callback runs
-        answer = asked(question, envelope, self._loop, self._server.keep)
-        self._answer = answer
+        self._answer = answer = asked(question, envelope, self._loop, self._server.keep)
 
         def tell(_: object = None) -> None:
-            # Those that one commit has answered are told of together.
             self._server.turn.do(lambda: self._answered(answer, envelope, recipient))
 
         if answer.done():  # the loop would make a handle for each callback
@@ -425,18 +419,14 @@ class Connection(asyncio.Protocol):
         if recipient is None:
             self._kept += reply.code < 400
             seconds = perf_counter() - self._asked_at
-            server = self._server
-            server.witness.message(self._log, envelope, len(envelope.data), reply, seconds, server.turn.lines)
+            self._server.witness.message(self._log, envelope, len(envelope.data), reply, seconds)
         elif not reply.positive:
             self._server.witness.recipient_refused(envelope, recipient, reply)
 
     def _pass_on(self, session: Session, reply: Reply) -> None:
         try:
             session.reply(reply)
-            if self._hurried:
-                self._end(SHUTTING_DOWN)
-            else:
-                self._advance(talking=True)
+            self._advance(talking=True)
         except Exception as error:  # of what a processor has made of the recipients
             self.abort()
             self._log.error("a client could not be answered", client=self.remote_ip, exc_info=error)
@@ -467,8 +457,7 @@ class Connection(asyncio.Protocol):
                 ssl_shutdown_timeout=LINGER,
             )
         except (OSError, ValueError) as error:
-            # ssl.SSLError and the deadline's ConnectionAbortedError are among them; ValueError is the loop's, for a
-            # client certificate that Python cannot decode.
+            # Also ssl.SSLError, and the deadline's; ValueError is for a client certificate that Python cannot decode.
             self._counters.tls_failures += 1
             self._policy.log.info("TLS handshake failed", client=self.remote_ip, cause=str(error))
         finally:

@@ -58,7 +58,7 @@ class Server:
         self.name = policy.name
         self.policy = policy
         self.witness = witness
-        self.turn = Turn(self.loop)
+        self.turn = Turn(self.loop, witness.lines)
         self.connections: set[Connection] = set()
         """All that were accepted and have not gone, also those in a handshake, and those beyond the limit."""
         self.draining = False

@@ -14,17 +14,19 @@ from guerrilla.log_records import Lines
 
 
 class Turn:
-    """Holds what was read and what was written in this turn of the loop, in its order."""
+    """Holds what was read and what was written in this turn of the loop, in its order.
 
-    __slots__ = ("_letters", "_loop", "_tasks", "_working", "lines")
+    ``lines`` of the log, about what is worked off, are written together, and no reply is ahead of its own.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    __slots__ = ("_letters", "_lines", "_loop", "_tasks", "_working")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, lines: Lines) -> None:
         self._loop = loop
         self._tasks: list[Callable[[], None]] = []
         self._letters: list[tuple[asyncio.Transport, bytes]] = []
         self._working = False
-        self.lines = Lines()
-        """Lines of the log that tell of its messages: they are in one write, and no reply is ahead of its own."""
+        self._lines = lines
 
     def do(self, task: Callable[[], None]) -> None:
         """Have the task done when all that is there has been read."""
@@ -35,7 +37,7 @@ class Turn:
     def work(self) -> None:
         """Do all of it now: also to be called before it is looked at who was silent."""
         tasks, self._tasks = self._tasks, []
-        self._working = self.lines.held = True
+        self._working = self._lines.held = True
         try:
             for number, task in enumerate(tasks):
                 try:
@@ -48,8 +50,8 @@ class Turn:
                 except BaseException as error:  # as the loop does with what it calls: the others have their turn
                     self._loop.call_exception_handler({"message": "a task of this turn failed", "exception": error})
         finally:
-            self._working = self.lines.held = False
-            self.lines.write()
+            self._working = self._lines.held = False
+            self._lines.write()
         self.send()
 
     def put(self, transport: asyncio.Transport, data: bytes) -> None:
@@ -60,7 +62,7 @@ class Turn:
 
     def send(self) -> None:
         """Send all of it now: also to be called before a transport is closed, or given to TLS."""
-        self.lines.write()
+        self._lines.write()
         letters, self._letters = self._letters, []
         for transport, data in letters:
             if not transport.is_closing():

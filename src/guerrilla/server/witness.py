@@ -31,6 +31,8 @@ class Witness:
 
     def __init__(self, counters: Counters, events: EventBus) -> None:
         self.counters = counters
+        self.lines = Lines()
+        """Lines of the log that tell of messages: a turn of the loop may hold them."""
         self._events = events
 
     def refused(self, log: FilteringBoundLogger, server: str, client: tuple[str, int], reply: Reply) -> None:
@@ -70,19 +72,8 @@ class Witness:
         client: Any = (envelope.remote_ip, envelope.remote_port)
         self._rejected("recipient", envelope.server, client, reply, "recipient refused", envelope, (recipient,))
 
-    def message(
-        self,
-        log: FilteringBoundLogger,
-        envelope: Any,
-        size: int,
-        reply: Reply,
-        seconds: float,
-        lines: Lines | None = None,
-    ) -> None:
-        """A message was answered, ``seconds`` after its end. ``size`` is that of its content as it came, in octets.
-
-        Its line of the log may be written with other ``lines``.
-        """
+    def message(self, log: FilteringBoundLogger, envelope: Any, size: int, reply: Reply, seconds: float) -> None:
+        """A message was answered, ``seconds`` after its end. ``size`` is that of its content as it came, in octets."""
         code, recipients = reply.code, envelope.rcpt_to
         self.counters.count_message(reply, len(recipients), size, seconds)
         log_message(
@@ -95,7 +86,7 @@ class Witness:
             size,
             written(reply),
             milliseconds(seconds),
-            lines,
+            self.lines,
         )
         if code >= 500:
             client: Any = (envelope.remote_ip, envelope.remote_port)

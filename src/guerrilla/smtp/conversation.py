@@ -54,9 +54,9 @@ class Conversation:
     """The state of a dialogue, and the commands that change it; ``Session`` is what a driver uses."""
 
     __slots__ = (
-        "_chunk", "_draining", "_eof", "_esmtp", "_helo", "_house", "_in", "_introduced", "_last_word", "_mails",
-        "_out", "_patience", "_remote_ip", "_remote_port", "_server", "_settings", "_state", "_tls", "_transaction",
-        "_trusted",
+        "_chunk", "_draining", "_eof", "_esmtp", "_helo", "_house", "_hurried", "_in", "_introduced", "_last_word",
+        "_mails", "_out", "_patience", "_remote_ip", "_remote_port", "_server", "_settings", "_state", "_tls",
+        "_transaction", "_trusted",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +84,7 @@ class Conversation:
         self._out: list[Reply] = [settings.greeting]
         self._eof = False
         self._draining = False
+        self._hurried = False
         self._mails = 0
         self._patience = Patience()
         self._last_word: Reply | None = None

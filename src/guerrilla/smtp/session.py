@@ -142,6 +142,8 @@ class Session(Conversation):
                 self._count_error()
         if code == 421:
             self.close()
+        elif self._hurried:
+            self.close(replies.SHUTTING_DOWN)
 
     def tls_established(self, tls: TLSInfo) -> None:
         """Begin anew inside TLS: all that was said in clear is forgotten (RFC 3207 section 4.2).
@@ -165,3 +167,7 @@ class Session(Conversation):
     def drain(self) -> None:
         """Let the transaction under way come to its end, and no other begin (RFC 5321 section 3.8)."""
         self._draining = True
+
+    def hurry(self) -> None:
+        """Let nothing begin behind the answer that is waited for: the session is closed with it, and says 421."""
+        self._hurried = True
