@@ -385,6 +385,12 @@ async def test_a_backend_of_ones_own_stays_when_the_configuration_changes() -> N
     assert len(backend.envelopes) == 1
 
 
+def times_open(path: Path) -> int:
+    """Count our descriptors of the file."""
+    descriptors = Path("/proc/self/fd")
+    return sum(os.path.realpath(descriptors / each) == str(path) for each in os.listdir(descriptors))
+
+
 async def test_a_message_that_a_backend_of_ones_own_keeps_after_client_and_configuration_went_is_in_the_log(
     tmp_path: Path,
 ) -> None:
@@ -407,8 +413,10 @@ async def test_a_message_that_a_backend_of_ones_own_keeps_after_client_and_confi
         assert await answering == ""
         while daemon.stats().connections_open:
             await asyncio.sleep(0)
+        before = times_open(tmp_path / "log")
         await daemon.reload_config(settings)
-        await asyncio.sleep(0.01)
+        while times_open(tmp_path / "log") > before:  # the new one's log, and the old one's
+            await asyncio.sleep(0)
         answer.set_result(Reply(250, "2.0.0", "kept"))
     assert (tmp_path / "log").read_text().count('"outcome":"kept"') == 1
 
