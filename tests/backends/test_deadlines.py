@@ -80,3 +80,16 @@ async def test_removing_what_is_not_there() -> None:
     deadlines.add("c")
     await expiry.until("c")
     assert expiry.things == ["a", "c"]
+
+
+async def test_all_can_be_over_at_once() -> None:
+    """What is expired before its time expires once, in its order; what comes later has a time of its own."""
+    expiry = Expiry()
+    deadlines = Deadlines(LIMIT, expiry, asyncio.get_running_loop())
+    for thing in "abc":
+        deadlines.add(thing)
+    deadlines.expire_all()
+    assert expiry.things == ["a", "b", "c"]
+    deadlines.add("d")
+    await expiry.until("d")
+    assert expiry.things == ["a", "b", "c", "d"]

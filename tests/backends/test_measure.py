@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from guerrilla.backends.base import Process, Task
-from guerrilla.backends.hooks import end_of_line
+from guerrilla.backends.hooks import Keeper, Tell, end_of_line
 from guerrilla.backends.measure import measured
 from guerrilla.backends.processor import Processor, ProcessorConfig, stack
 from guerrilla.backends.registry import Registry
@@ -197,3 +197,39 @@ async def test_the_time_of_those_that_follow_is_not_a_processors_own(clock: Cloc
     line = stack([measured(passes_on, first), measured(takes_its_time, second)])
     await line(Envelope(), Task.SAVE_MAIL)
     assert (first.latencies.seconds, second.latencies.seconds) == (0.0, 1.0)
+
+
+class Keeps:
+    """Decorates a process as a store does that is the last of its line."""
+
+    def __call__(self, following: Process) -> Process:
+        return Keeper(following, self._begin, self._reply)
+
+    def _begin(self, envelope: Envelope, tell: Tell) -> Callable[[], None]:
+        raise AssertionError
+
+    def _reply(self, envelope: Envelope, error: BaseException | None) -> Reply:
+        raise AssertionError
+
+
+async def test_a_keeper_stays_one_and_is_measured_where_it_is_awaited() -> None:
+    counters = ProcessorCounters()
+    process = measured(Keeps(), counters)(end_of_line)
+    assert isinstance(process, Keeper)
+    assert (await process(Envelope(), Task.SAVE_MAIL)).positive
+    assert sum(counters.latencies.counts) == 1
+
+
+async def test_a_decorator_that_passes_a_keeper_on_is_measured_apart_from_it() -> None:
+    keeper = measured(Keeps(), first := ProcessorCounters())(end_of_line)
+    process = measured(lambda following: following, second := ProcessorCounters())(keeper)
+    assert process is not keeper
+    assert (await process(Envelope(), Task.SAVE_MAIL)).positive
+    assert sum(first.latencies.counts) == sum(second.latencies.counts) == 1
+
+
+def test_a_keeper_that_nobody_measures_counts_nothing() -> None:
+    keeper = Keeps()(end_of_line)
+    assert isinstance(keeper, Keeper)
+    keeper.measure(keeper.clock(), False)
+    assert keeper.counters is None

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 ItemT = TypeVar("ItemT")
 
@@ -34,6 +34,34 @@ class _Entry(asyncio.Future[None], Generic[ItemT]):
     __slots__ = ("item",)
 
     item: ItemT
+
+
+class Ticket(Generic[ItemT]):
+    """What is given for an item that was put into a batcher by one who does not wait. It is settled as a future is."""
+
+    __slots__ = ("_tell", "item", "withdrawn")
+
+    def __init__(self, item: ItemT, tell: Callable[[BaseException | None], None]) -> None:
+        self.item = item
+        self.withdrawn = False
+        self._tell = tell
+
+    def cancelled(self) -> bool:
+        """Return whether it is withdrawn."""
+        return self.withdrawn
+
+    done = cancelled
+
+    def set_result(self, _: None) -> None:
+        """Tell that the item is kept."""
+        self._tell(None)
+
+    def set_exception(self, error: BaseException) -> None:
+        """Tell why it is not."""
+        self._tell(error)
+
+
+_Place: TypeAlias = _Entry[ItemT] | Ticket[ItemT]
 
 
 class Batcher(Generic[ItemT]):
@@ -67,8 +95,8 @@ class Batcher(Generic[ItemT]):
         self._max_items = max_items
         self._size = size
         self._max_size = max_size
-        self._waiting: deque[_Entry[ItemT]] = deque()
-        self._committing: Sequence[_Entry[ItemT]] = ()
+        self._waiting: deque[_Place[ItemT]] = deque()
+        self._committing: Sequence[_Place[ItemT]] = ()
         self._unwanted: list[ItemT] = []
         self._expected = 0
         """How many may come: those of the last batch again, and those who came while it was committed."""
@@ -89,17 +117,9 @@ class Batcher(Generic[ItemT]):
         Raises what ``commit`` raised for it, or RuntimeError if the batcher is closed. When it is cancelled, the
         item is not kept: it leaves the queue, or is undone after its commit.
         """
-        if self._closed:
-            raise RuntimeError("the batcher is closed")
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-        entry: _Entry[ItemT] = _Entry(loop=self._loop)
+        entry: _Entry[ItemT] = _Entry(loop=self._loop or asyncio.get_running_loop())
         entry.item = item
-        self._waiting.append(entry)
-        if self._runner is None:
-            self._wake()
-        elif self._all_there is not None and len(self._waiting) >= self._expected:
-            self._wait_no_longer()
+        self._enter(entry)
         try:
             await entry
         except asyncio.CancelledError:
@@ -111,6 +131,21 @@ class Batcher(Generic[ItemT]):
                 self._wake()
             raise
 
+    def put(self, item: ItemT, tell: Callable[[BaseException | None], None]) -> Ticket[ItemT]:
+        """Commit the item with others, for one who does not wait: ``tell`` is called when its batch is done.
+
+        It is given None when the item is kept, or what ``add`` would raise, and must not raise itself. Raises
+        RuntimeError if the batcher is closed.
+        """
+        ticket = Ticket(item, tell)
+        self._enter(ticket)
+        return ticket
+
+    def withdraw(self, ticket: Ticket[ItemT]) -> None:
+        """Give an item up of which nothing was told yet: it is not kept, or undone, and nothing will be told."""
+        ticket.withdrawn = True
+        self._cut_if_unwanted()
+
     async def close(self) -> None:
         """Take nothing more, and return when all that was added is committed or undone."""
         self._closed = True
@@ -118,6 +153,15 @@ class Batcher(Generic[ItemT]):
         await asyncio.sleep(0)  # an add that was cancelled in the moment of its commit wakes up first, and says so
         while self._runner is not None:
             await asyncio.wait((self._runner,))
+
+    def _enter(self, entry: _Place[ItemT]) -> None:
+        if self._closed:
+            raise RuntimeError("the batcher is closed")
+        self._waiting.append(entry)
+        if self._runner is None:
+            self._wake()
+        elif self._all_there is not None and len(self._waiting) >= self._expected:
+            self._wait_no_longer()
 
     def _wake(self) -> None:
         if self._runner is None:
@@ -132,6 +176,8 @@ class Batcher(Generic[ItemT]):
             self._runner.cancel()
 
     async def _run(self) -> None:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
         try:
             while self._waiting or self._unwanted:
                 if self._unwanted:
@@ -169,8 +215,8 @@ class Batcher(Generic[ItemT]):
         if self._all_there is not None and not self._all_there.done():
             self._all_there.set_result(None)
 
-    def _next_batch(self) -> list[_Entry[ItemT]]:
-        batch: list[_Entry[ItemT]] = []
+    def _next_batch(self) -> list[_Place[ItemT]]:
+        batch: list[_Place[ItemT]] = []
         size = 0
         while self._waiting and len(batch) < self._max_items:
             entry = self._waiting[0]
@@ -183,7 +229,7 @@ class Batcher(Generic[ItemT]):
             self._waiting.popleft()
         return batch
 
-    async def _settle(self, batch: list[_Entry[ItemT]]) -> None:
+    async def _settle(self, batch: list[_Place[ItemT]]) -> None:
         """Commit the batch, halving it as long as it is refused, and wake those who wait for it."""
         if not batch:
             return
@@ -198,13 +244,12 @@ class Batcher(Generic[ItemT]):
             await self._settle([entry for entry in batch[:middle] if not entry.done()])
             await self._settle([entry for entry in batch[middle:] if not entry.done()])
             return
-        if not refused:
-            # A commit that was cut short, or lost its connection, may have been done all the same.
-            self._unwanted += [entry.item for entry in batch if entry.cancelled()]
         for entry in batch:
             if entry.cancelled():
-                continue
-            if error is None:
+                if not refused:
+                    # A commit that was cut short, or lost its connection, may have been done all the same.
+                    self._unwanted.append(entry.item)
+            elif error is None:
                 entry.set_result(None)
             else:
                 entry.set_exception(error)

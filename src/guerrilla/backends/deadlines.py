@@ -35,6 +35,11 @@ class Deadlines(Generic[ThingT]):
         """End the thing's time; it may have ended before."""
         self._due.pop(thing, None)
 
+    def expire_all(self) -> None:
+        """End the time of all that are here, as if it were over."""
+        while self._due:
+            self._expire(self._due.popitem(last=False)[0])
+
     def _check(self) -> None:
         loop = self._loop
         self._timer = None

@@ -1,7 +1,9 @@
 """The gateway: the backend. It owns the conveyor and the workers, and answers every submission in time.
 
-    server → process(envelope) → conveyor → worker: the line of processors → Reply
-                               → a line that only writes on the envelope   → Reply, at once
+    server → process(envelope): what only writes on the envelope is done at once, and then
+             → nothing is left of the line                    → Reply, at once
+             → the store that is left begins, and tells us    → Reply
+             → conveyor → worker: what is left of the line    → Reply
 
 Its promises: a submission is always answered, within its time limit, the wait for a worker included; what a processor
 raises never reaches the server; and work whose client was told to try again is made void.
@@ -16,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from structlog.typing import FilteringBoundLogger
@@ -23,7 +26,7 @@ from structlog.typing import FilteringBoundLogger
 from guerrilla.backends.answer import Answer
 from guerrilla.backends.base import Process, State, Task
 from guerrilla.backends.deadlines import Deadlines
-from guerrilla.backends.hooks import Annotator
+from guerrilla.backends.hooks import Annotator, Keeper, end_of_line
 from guerrilla.backends.registry import Line
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import (
@@ -58,7 +61,7 @@ class InitializeError(Exception):
 class _Job:
     """One submission on its way."""
 
-    __slots__ = ("answer", "deadlines", "envelope", "process", "task", "void", "worker")
+    __slots__ = ("answer", "began", "deadlines", "envelope", "process", "task", "undo", "void")
 
     def __init__(
         self,
@@ -73,7 +76,10 @@ class _Job:
         self.process = process
         self.answer = answer
         self.deadlines = deadlines
-        self.worker: asyncio.Task[None] | None = None
+        self.undo: Callable[[], object] | None = None
+        """What undoes the work, while a worker or a store has it."""
+        self.began = 0.0
+        """When a store began, by the clock of its measuring."""
         self.void = False
 
     def void_work(self) -> None:
@@ -84,8 +90,8 @@ class _Job:
         if self.void:
             return
         self.void = True
-        if self.worker is not None:
-            self.worker.cancel()
+        if self.undo is not None:
+            self.undo()
 
 
 class _Ids:
@@ -122,7 +128,10 @@ class Gateway:
 
     def __init__(self, line: Line, log: FilteringBoundLogger) -> None:
         self._line = line
-        self._annotator = line.save if isinstance(line.save, Annotator) and line.save.is_all else None
+        self._annotator = line.save if isinstance(line.save, Annotator) else None
+        """What only writes on the envelope, at the head of the line."""
+        self._rest = line.save if self._annotator is None else self._annotator.end
+        self._keeper = self._rest if isinstance(self._rest, Keeper) else None
         self._log = log
         self._state = State.NEW
         self._conveyor: deque[_Job] = deque()
@@ -216,6 +225,9 @@ class Gateway:
             async with asyncio.timeout(limit + GRACE):
                 await self._idle.wait()
         workers, self._workers = self._workers, []
+        if workers:
+            self._save_deadlines.expire_all()
+            self._validate_deadlines.expire_all()
         for worker in workers:
             worker.cancel()
         if workers:
@@ -234,27 +246,25 @@ class Gateway:
         if self._state is not _RUNNING:
             return _answered(NOT_RUNNING)
         if self._annotator is not None:
-            return self._annotated(envelope, self._annotator)
-        return self._submit(envelope, _SAVE_MAIL, self._line.save, self._save_deadlines)
+            try:
+                self._annotator.write_on(envelope)
+                if self._rest is end_of_line:
+                    answer: asyncio.Future[Reply] = self._loop.create_future()
+                    found: Any = envelope  # its queue id may be no text any more
+                    answer.set_result(queued(found.queued_id))
+                    return answer
+            except KeyboardInterrupt:
+                raise  # it is the program that is to end
+            except BaseException:  # also GeneratorExit: there is no coroutine here that could be closed
+                _tell(self._log.exception, "processor failed", envelope, _SAVE_MAIL)
+                return _answered(LOCAL_ERROR)
+        return self._submit(envelope, _SAVE_MAIL, self._rest, self._save_deadlines)
 
     def validate_rcpt(self, envelope: Envelope) -> asyncio.Future[Reply]:
         """Answer for the last recipient of the envelope."""
         if self._state is not State.RUNNING:
             return _answered(NOT_RUNNING)
         return self._submit(envelope, Task.VALIDATE_RCPT, self._line.validate, self._validate_deadlines)
-
-    def _annotated(self, envelope: Any, annotator: Annotator) -> asyncio.Future[Reply]:
-        """Answer at once: where nothing in the line waits, there is nothing for a worker to do, nor for a deadline."""
-        answer: asyncio.Future[Reply] = self._loop.create_future()
-        try:
-            annotator.write_on(envelope)
-            answer.set_result(queued(envelope.queued_id))
-        except KeyboardInterrupt:
-            raise  # it is the program that is to end
-        except BaseException:  # also GeneratorExit: there is no coroutine here that could be closed
-            _tell(self._log.exception, "processor failed", envelope, _SAVE_MAIL)
-            answer.set_result(LOCAL_ERROR)
-        return answer
 
     def _submit(
         self, envelope: Envelope, task: Task, process: Process, deadlines: Deadlines[_Job]
@@ -264,14 +274,69 @@ class Gateway:
         answer = Answer(loop=self._loop)
         job = _Job(envelope, task, process, answer, deadlines)
         answer.void_work = job.void_work
-        self._conveyor.append(job)
-        self._wake_worker()
         deadlines.add(job)
         self._in_flight += 1
+        if process is self._keeper and not self._conveyor and self._in_flight <= len(self._workers):
+            self._keep(job, self._keeper)
+        else:
+            self._conveyor.append(job)
+            self._wake_worker()
         return answer
 
+    def _keep(self, job: _Job, keeper: Keeper) -> None:
+        """Have the store that is the rest of the line begin: no worker has to wait for it, though it counts as one."""
+        job.began = keeper.clock()
+        try:
+            withdraw = keeper.begin(job.envelope, partial(self._told, job, keeper))
+        except KeyboardInterrupt:
+            self._end_keeping(job, keeper, False)
+            raise  # it is the program that is to end
+        except BaseException as error:
+            self._told(job, keeper, error)
+        else:
+            job.undo = partial(self._withdraw, job, keeper, withdraw)
+
+    def _told(self, job: _Job, keeper: Keeper, error: BaseException | None) -> None:
+        """Answer what the store tells: that it has kept the message, or why it has not."""
+        reply = LOCAL_ERROR
+        fine = False
+        try:
+            reply = keeper.reply(job.envelope, error)
+            fine = True
+        except KeyboardInterrupt:
+            self._end_keeping(job, keeper, False)
+            raise  # it is the program that is to end
+        except BaseException:
+            _tell(self._log.exception, "processor failed", job.envelope, job.task)
+        if not job.answer.done():
+            job.answer.set_result(reply)
+        self._end_keeping(job, keeper, fine)
+
+    def _withdraw(self, job: _Job, keeper: Keeper, withdraw: Callable[[], object]) -> None:
+        withdraw()
+        self._end_keeping(job, keeper, False)
+
+    def _end_keeping(self, job: _Job, keeper: Keeper, fine: bool) -> None:
+        keeper.measure(job.began, fine)
+        self._end(job)
+        if self._conveyor:
+            self._wake_worker()
+
+    def _end(self, job: _Job) -> None:
+        """Let go of a submission: it is answered, and nothing is done with it any more."""
+        job.undo = None
+        del job.answer.void_work
+        job.deadlines.remove(job)
+        self._in_flight -= 1
+        if not self._in_flight and self._state is not _RUNNING:
+            self._idle.set()
+
+    def _is_full(self) -> bool:
+        """Return whether as many submissions are worked on as may be at a time."""
+        return self._in_flight - len(self._conveyor) >= len(self._workers)
+
     def _wake_worker(self) -> None:
-        while self._resting:
+        while self._resting and not self._is_full():
             call = self._resting.pop()
             if not call.done():
                 call.set_result(None)
@@ -282,26 +347,22 @@ class Gateway:
         worker = asyncio.current_task()
         assert worker is not None
         while not worker.cancelling():
-            while not self._conveyor:  # also one that was called: a busy one may have been quicker
+            while not self._conveyor or self._is_full():  # also one that was called: a busy one may have been quicker
                 call: asyncio.Future[None] = self._loop.create_future()
                 self._resting.append(call)
                 await call
             job = self._conveyor.popleft()
             if not job.answer.done():
-                job.worker = worker
+                job.undo = worker.cancel
                 reply = await self._run(job, worker)
-                job.worker = None
+                job.undo = None
                 if job.void:
                     worker.uncancel()
                     with contextlib.suppress(asyncio.CancelledError):
                         await asyncio.sleep(0)  # a processor that had it cancelled itself may not have waited since
                 elif not job.answer.done():
                     job.answer.set_result(reply)
-            del job.answer.void_work
-            job.deadlines.remove(job)
-            self._in_flight -= 1
-            if not self._in_flight and self._state is not _RUNNING:
-                self._idle.set()
+            self._end(job)
             del job  # a worker that rests must not hold on to a message, and to the file of a large one
 
     async def _run(self, job: _Job, worker: asyncio.Task[None]) -> Reply:

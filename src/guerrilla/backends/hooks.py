@@ -15,6 +15,8 @@ _SAVE_MAIL: Final = Task.SAVE_MAIL  # a member is slow to be found in its enumer
 
 Hook: TypeAlias = Callable[[Envelope, CallNext], Awaitable[Reply]]
 Annotate: TypeAlias = Callable[[Envelope], object]
+Tell: TypeAlias = Callable[[BaseException | None], None]
+Begin: TypeAlias = Callable[[Envelope, Tell], Callable[[], object]]
 
 
 def hooked(save_mail: Hook | None, validate_rcpt: Hook | None, following: Process) -> Process:
@@ -58,11 +60,6 @@ class Annotator:
             self.write_on(envelope)
         return self.end(envelope, task)
 
-    @property
-    def is_all(self) -> bool:
-        """Whether nothing else is done with a message: nothing in the line waits then."""
-        return self.end is end_of_line
-
     def write_on(self, envelope: Envelope) -> None:
         """Have all of them write, and measure it: one looks at the clock when the one before it has ended."""
         clock = self.clock
@@ -89,6 +86,39 @@ class Annotator:
             raise
         finally:
             envelope.spent += spent
+
+
+class Keeper:
+    """The process of a store that is the last of its line. The gateway has it begin and is told: no worker waits.
+
+    ``begin`` takes a message and calls ``tell`` once, later: with None when it is kept, or with why it is not. What it
+    returns withdraws the message: then it will not be there, and nothing is told. ``reply`` is the answer to what was
+    told, and may raise it. Called as a process, a Keeper does the same.
+    """
+
+    __slots__ = ("begin", "clock", "counters", "process", "reply")
+
+    def __init__(
+        self, process: Process, begin: Begin, reply: Callable[[Envelope, BaseException | None], Reply]
+    ) -> None:
+        self.process = process
+        self.begin = begin
+        self.reply = reply
+        self.counters: ProcessorCounters | None = None
+        """None: it is measured as a part of something else."""
+        self.clock = time.perf_counter
+
+    def __call__(self, envelope: Envelope, task: Task) -> Awaitable[Reply]:
+        """Be the process."""
+        return self.process(envelope, task)
+
+    def measure(self, began: float, fine: bool) -> None:
+        """Count a message that was begun at that time, by ``clock``, and is over; ``fine``: with a reply."""
+        counters = self.counters
+        if counters is not None:
+            counters.latencies.add(self.clock() - began)
+            if not fine:
+                counters.errors += 1
 
 
 async def end_of_line(envelope: Envelope, task: Task) -> Reply:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from guerrilla.backends.base import Decorator, Process, Task
-from guerrilla.backends.hooks import Annotator
+from guerrilla.backends.hooks import Annotator, Keeper
 from guerrilla.counters import ProcessorCounters
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import Reply
@@ -25,6 +25,13 @@ def measured(decorator: Decorator, counters: ProcessorCounters) -> Decorator:
         if isinstance(process, Annotator) and process.following is following:
             process.counters = counters  # it measures itself
             return process
+        if isinstance(process, Keeper) and process is not following:
+            process.counters = counters
+            process.process = watched(process.process)
+            return process
+        return watched(process)
+
+    def watched(process: Process) -> Process:
         clock = time.perf_counter
 
         async def measure(envelope: Envelope, task: Task) -> Any:

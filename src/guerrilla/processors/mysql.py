@@ -1,23 +1,18 @@
 """MySql: the older name for keeping mail in MySQL or MariaDB, with the address in four keys of its own.
 
-The same as Sql otherwise, which has more keys. This file has the keys and the answers.
+The same as Sql otherwise, which has more keys. This file has the keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
-from typing import Any
-
 from pydantic import field_validator
 from pydantic_core import PydanticCustomError
 
-from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, Reply
-from guerrilla.stores.base import Bodies, MailStore
+from guerrilla.backends.processor import Field
 from guerrilla.stores.dsn import mysql_dsn
-from guerrilla.stores.sql import SqlStore
-from guerrilla.stores.sql_answer import keep_and_pass
+from guerrilla.stores.sql_answer import TableProcessor
 from guerrilla.stores.sql_keys import TableKeys
-from guerrilla.stores.sql_writer import SqlSettings, SqlWriter
+from guerrilla.stores.sql_writer import SqlSettings
 
 
 class MySqlConfig(TableKeys):
@@ -57,30 +52,9 @@ class MySqlConfig(TableKeys):
         )
 
 
-class MySql(Processor[MySqlConfig]):
+class MySql(TableProcessor[MySqlConfig]):
     """Keeps the message in MySQL or MariaDB: one row per recipient in ``mail_table``, octet for octet.
 
     The older name of Sql, with the keys ``mysql_host``, ``mysql_user``, ``mysql_pass`` and ``mysql_db``; what it reads
     and sets, and when it answers, is as with Sql.
     """
-
-    def __init__(self, config: MySqlConfig) -> None:
-        super().__init__(config)
-        self.writer = SqlWriter(config.settings())
-
-    async def initialize(self) -> None:
-        """Connect, and check the table. Raises RuntimeError; a server that is away is logged, and may come later."""
-        await self.writer.open(self.log)
-
-    async def shutdown(self) -> None:
-        """Finish what is under way and close the database."""
-        await self.writer.close()
-
-    def save_mail(self, envelope: Envelope, call_next: CallNext) -> Coroutine[Any, Any, Reply]:
-        """Commit the rows, then pass on; take them back if the rest of the line does not keep the message."""
-        return keep_and_pass(self.writer, envelope, call_next, self.log)
-
-    def mail_store(self, bodies: Bodies | None = None) -> MailStore:
-        """Return the table to be read; ``bodies`` has the octets of rows that say "redis"."""
-        settings = self.writer.settings
-        return SqlStore(settings.dsn, settings.table, bodies)

@@ -1,23 +1,19 @@
 """Sql: keeps mail in a database: MySQL or MariaDB, PostgreSQL, or SQLite, which needs nothing to be installed.
 
-This file has the keys and the answers; rows, transactions and all that may go wrong with them are `guerrilla.stores`'.
+This file has the keys; answers, rows, transactions and all that may go wrong with them are `guerrilla.stores`'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any
 
 from pydantic import ValidationInfo, field_validator
 
-from guerrilla.backends.processor import CallNext, Envelope, Field, Processor, Reply
-from guerrilla.stores.base import Bodies, MailStore
-from guerrilla.stores.sql import SqlStore
-from guerrilla.stores.sql_answer import keep_and_pass
+from guerrilla.backends.processor import Field
+from guerrilla.stores.sql_answer import TableProcessor
 from guerrilla.stores.sql_keys import SqlKeys
 from guerrilla.stores.sql_table import insertion, mail_table
-from guerrilla.stores.sql_writer import SqlSettings, SqlWriter
+from guerrilla.stores.sql_writer import SqlSettings
 
 
 class SqlConfig(SqlKeys):
@@ -45,7 +41,7 @@ class SqlConfig(SqlKeys):
         return replace(super().settings(), sql_insert=self.sql_insert, sql_values=self.sql_values)
 
 
-class Sql(Processor[SqlConfig]):
+class Sql(TableProcessor[SqlConfig]):
     """Keeps the message in a database: one row per recipient in ``mail_table``, octet for octet.
 
     Reads ``delivery_header`` and ``data``, or ``values["zlib-compressor"]`` if Compressor is listed before it (then
@@ -55,24 +51,3 @@ class Sql(Processor[SqlConfig]):
     processor refuses the message, they are removed again. A full disk is answered 452, any other fault of the database
     451.
     """
-
-    def __init__(self, config: SqlConfig) -> None:
-        super().__init__(config)
-        self.writer = SqlWriter(config.settings())
-
-    async def initialize(self) -> None:
-        """Connect, and check the table. Raises RuntimeError; a server that is away is logged, and may come later."""
-        await self.writer.open(self.log)
-
-    async def shutdown(self) -> None:
-        """Finish what is under way and close the database."""
-        await self.writer.close()
-
-    def save_mail(self, envelope: Envelope, call_next: CallNext) -> Coroutine[Any, Any, Reply]:
-        """Commit the rows, then pass on; take them back if the rest of the line does not keep the message."""
-        return keep_and_pass(self.writer, envelope, call_next, self.log)
-
-    def mail_store(self, bodies: Bodies | None = None) -> MailStore:
-        """Return the table to be read; ``bodies`` has the octets of rows that say "redis"."""
-        settings = self.writer.settings
-        return SqlStore(settings.dsn, settings.table, bodies)

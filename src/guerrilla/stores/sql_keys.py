@@ -34,6 +34,10 @@ class TableKeys(ProcessorConfig):
     def _check_table(cls, value: str) -> str:
         return checked_name(value)
 
+    def settings(self) -> SqlSettings:
+        """Return what the keys say about the table; where it is, each processor is told by keys of its own."""
+        raise NotImplementedError
+
 
 class SqlKeys(TableKeys):
     """Where the database is, and how many connections it gets."""

@@ -15,8 +15,15 @@ from typing import Any, TypeAlias, TypeVar
 
 ResultT = TypeVar("ResultT")
 
-_Work: TypeAlias = "tuple[Callable[[], Any], asyncio.Future[Any]]"
+_Work: TypeAlias = "tuple[Callable[[], Any], _Outcome]"
 """What is to be done, and who waits for it."""
+
+
+class _Outcome(asyncio.Future[Any]):
+    """What comes of a piece of work. It cannot be cancelled: a task that awaits it is cancelled when it is there."""
+
+    def cancel(self, msg: Any = None) -> bool:
+        return False
 
 
 class WorkThread:
@@ -32,16 +39,10 @@ class WorkThread:
 
         It is not cut short: when we are cancelled, we wait for its end, and are cancelled then.
         """
-        outcome: asyncio.Future[ResultT] = asyncio.get_running_loop().create_future()
+        outcome = _Outcome(loop=asyncio.get_running_loop())
         self._put((work, outcome))
-        try:
-            return await asyncio.shield(outcome)
-        except asyncio.CancelledError:
-            while not outcome.done():
-                with suppress(asyncio.CancelledError):
-                    await asyncio.wait((outcome,))
-            outcome.exception()  # it has been seen
-            raise
+        result: ResultT = await outcome
+        return result
 
     async def end(self) -> None:
         """Return when all is done, and the thread has ended."""

@@ -9,8 +9,9 @@ what went to a SQLite file that is not at its path any more does not count (``re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -200,17 +201,31 @@ class SqlWriter:
             NotKeptError: if they are not committed.
         """
         letter = Letter(envelope, self.settings.host)
+        name = _name_of(envelope)
         if letter.rows:
-            # Before the commit: what it raises would leave the rows there, and the client without its 250.
-            name = envelope.hashes[0] if envelope.hashes else envelope.queued_id
             try:
                 await self._batcher.add(letter)
-            except BatchRefusedError as error:
-                raise NotKeptError(Verdict.REFUSED, str(error)) from error
-            except (*STORE_ERRORS, TableError) as error:
-                raise NotKeptError(judge(error), cause_of(error)) from error
+            except (BatchRefusedError, *STORE_ERRORS, TableError) as error:
+                raise _not_kept(error) from error
             envelope.queued_id = name
         return Kept(self, letter)
+
+    def begin(self, envelope: Envelope, tell: Callable[[BaseException | None], None]) -> Callable[[], None]:
+        """Do as ``keep`` does, for one who does not wait; return what withdraws the message.
+
+        ``tell`` is called later, with None or what ``keep`` would raise, unless the message was withdrawn.
+        """
+        letter = Letter(envelope, self.settings.host)
+        name = _name_of(envelope)
+
+        def told(error: BaseException | None) -> None:
+            if error is None:
+                envelope.queued_id = name
+            elif isinstance(error, (BatchRefusedError, *STORE_ERRORS, TableError)):
+                error = _not_kept(error)
+            tell(error)
+
+        return partial(self._batcher.withdraw, self._batcher.put(letter, told))
 
     async def take_back(self, letter: Letter) -> None:
         """Remove the rows of a message that was committed."""
@@ -413,7 +428,23 @@ class _Writing:
                 whole[MAIL] = mail
                 rows.append(whole)
                 size += len(mail) + 1_000
-        self._writer.insert(connection, rows)
+        if rows:
+            self._writer.insert(connection, rows)
+
+
+def _name_of(envelope: Envelope) -> str:
+    """Return what names the message, once its rows are there.
+
+    It is looked at before: what that raises afterwards would leave the rows there, and the client without its 250.
+    """
+    return envelope.hashes[0] if envelope.hashes else envelope.queued_id
+
+
+def _not_kept(error: Exception) -> NotKeptError:
+    """Return what says of what the batch has raised why the message is not kept."""
+    if isinstance(error, BatchRefusedError):
+        return NotKeptError(Verdict.REFUSED, str(error))
+    return NotKeptError(judge(error), cause_of(error))
 
 
 def _size(letter: Letter) -> int:
