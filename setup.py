@@ -53,6 +53,7 @@ COMPILED = [
     "smtp/transaction.py",
     "smtp/xclient.py",
     "stores/sql_letter.py",
+    "stores/sql_values.py",
     "trace_header.py",
     "written.py",
 ]

@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 ItemT = TypeVar("ItemT")
 
@@ -28,40 +28,38 @@ class BatchRefusedError(Exception):
     """The store has refused what is in the batch (not: the store is away). The batch is split to find the culprit."""
 
 
-class _Entry(asyncio.Future[None], Generic[ItemT]):
-    """What becomes of an item: done when it is kept."""
-
-    __slots__ = ("item",)
-
-    item: ItemT
-
-
 class Ticket(Generic[ItemT]):
-    """What is given for an item that was put into a batcher by one who does not wait. It is settled as a future is."""
+    """The place in a batch of an item that was put there; ``tell`` is called with what comes of it."""
 
-    __slots__ = ("_tell", "item", "withdrawn")
+    __slots__ = ("item", "tell", "withdrawn")
 
     def __init__(self, item: ItemT, tell: Callable[[BaseException | None], None]) -> None:
         self.item = item
+        self.tell = tell
         self.withdrawn = False
-        self._tell = tell
-
-    def cancelled(self) -> bool:
-        """Return whether it is withdrawn."""
-        return self.withdrawn
-
-    done = cancelled
-
-    def set_result(self, _: None) -> None:
-        """Tell that the item is kept."""
-        self._tell(None)
-
-    def set_exception(self, error: BaseException) -> None:
-        """Tell why it is not."""
-        self._tell(error)
 
 
-_Place: TypeAlias = _Entry[ItemT] | Ticket[ItemT]
+class _Waiter(asyncio.Future[None], Generic[ItemT]):
+    """The place of an item that somebody waits for: done when it is kept, withdrawn when that is cancelled."""
+
+    __slots__ = ("item", "withdrawn")
+
+    item: ItemT
+    withdrawn: bool
+
+    def cancel(self, msg: Any = None) -> bool:
+        cancelled = super().cancel(msg)
+        self.withdrawn |= cancelled
+        return cancelled
+
+    def tell(self, error: BaseException | None) -> None:
+        if error is None:
+            self.set_result(None)
+        else:
+            self.set_exception(error)
+
+
+_Place: TypeAlias = Ticket[ItemT] | _Waiter[ItemT]
 
 
 class Batcher(Generic[ItemT]):
@@ -117,8 +115,9 @@ class Batcher(Generic[ItemT]):
         Raises what ``commit`` raised for it, or RuntimeError if the batcher is closed. When it is cancelled, the
         item is not kept: it leaves the queue, or is undone after its commit.
         """
-        entry: _Entry[ItemT] = _Entry(loop=self._loop or asyncio.get_running_loop())
+        entry: _Waiter[ItemT] = _Waiter(loop=self._loop or asyncio.get_running_loop())
         entry.item = item
+        entry.withdrawn = False
         self._enter(entry)
         try:
             await entry
@@ -170,7 +169,7 @@ class Batcher(Generic[ItemT]):
     def _cut_if_unwanted(self) -> None:
         """Cut the commit short if nobody waits for it any more."""
         committing = self._committing
-        if committing and not self._cut and all(entry.cancelled() for entry in committing):
+        if committing and not self._cut and all(entry.withdrawn for entry in committing):
             assert self._runner is not None
             self._cut = True
             self._runner.cancel()
@@ -220,7 +219,7 @@ class Batcher(Generic[ItemT]):
         size = 0
         while self._waiting and len(batch) < self._max_items:
             entry = self._waiting[0]
-            if not entry.done():  # done: its add was cancelled while it waited
+            if not entry.withdrawn:
                 if self._size is not None:
                     size += self._size(entry.item)
                     if batch and size > self._max_size:
@@ -241,18 +240,16 @@ class Batcher(Generic[ItemT]):
         refused = isinstance(error, BatchRefusedError)
         if refused and len(batch) > 1:
             middle = len(batch) // 2
-            await self._settle([entry for entry in batch[:middle] if not entry.done()])
-            await self._settle([entry for entry in batch[middle:] if not entry.done()])
+            await self._settle([entry for entry in batch[:middle] if not entry.withdrawn])
+            await self._settle([entry for entry in batch[middle:] if not entry.withdrawn])
             return
         for entry in batch:
-            if entry.cancelled():
+            if entry.withdrawn:
                 if not refused:
                     # A commit that was cut short, or lost its connection, may have been done all the same.
                     self._unwanted.append(entry.item)
-            elif error is None:
-                entry.set_result(None)
             else:
-                entry.set_exception(error)
+                entry.tell(error)
 
     async def _attempt(
         self, action: Callable[[Sequence[ItemT]], Awaitable[None]], items: Sequence[ItemT]

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from guerrilla.envelope import Envelope, Headers
 from guerrilla.stores.body import MAX_ON_LOOP, body_of, compressed_of
-from guerrilla.stores.sql_table import HASH, RECIPIENT, Row
+from guerrilla.stores.sql_table import HASH, RECIPIENT
+from guerrilla.stores.sql_values import Row
 from guerrilla.written import written
 
 _FIELDS: Final = ("Content-Type", "Message-ID", "Reply-To", "Sender")
@@ -30,17 +31,20 @@ class Letter:
     the ``encoding`` that it names: "gzip", which is zlib, or "zstd".
     """
 
-    __slots__ = ("_at_hand", "_envelope", "elsewhere", "rows", "size")
+    __slots__ = ("_at_hand", "_envelope", "elsewhere", "name", "rows", "size")
 
     def __init__(self, envelope: Envelope, host: str) -> None:
         self._envelope = envelope
-        self.elsewhere = envelope.values.get("redis") == "redis"
+        given = envelope.values
+        self.elsewhere = bool(given) and given.get("redis") == "redis"
         size, body, compressed = 0, "redis", None
         if not self.elsewhere:
             size = len(envelope)
-            compressed = compressed_of(envelope)
+            compressed = compressed_of(envelope) if given else None
             body = clean(getattr(compressed, "encoding", "gzip"), 64) if compressed is not None else ""
         self._at_hand = compressed is None and size <= MAX_ON_LOOP
+        self.name: str = envelope.hashes[0] if envelope.hashes else envelope.queued_id
+        """What names the message once its rows are there: the first of its hashes, if it has any."""
         self.rows = _rows(envelope, host, body)
         self.size = size * len(self.rows)
         """Octets that the rows take, about."""
@@ -71,8 +75,8 @@ def _rows(envelope: Any, host: str, body: str) -> list[Row]:
     fields = _first_values(envelope.header)
     content_type = clean(fields.get("content-type", ""), 64)
     message_id = _in_brackets(fields.get("message-id", ""))
-    reply_to = clean(_in_brackets(fields.get("reply-to", "")), 256)
-    header_sender = clean(_in_brackets(fields.get("sender", "")), 256)
+    reply_to = clean(_in_brackets(fields["reply-to"]), 256) if "reply-to" in fields else ""
+    header_sender = clean(_in_brackets(fields["sender"]), 256) if "sender" in fields else ""
     ip_addr = _packed(envelope.remote_ip)
     is_tls = envelope.tls is not None
     hashes = envelope.hashes

@@ -8,9 +8,8 @@ Nothing here knows of connections.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from typing import Any, Final, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Final
 
 from sqlalchemy import (
     BigInteger,
@@ -37,9 +36,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
 
 from guerrilla.stores.dsn import Kind, kind_of
-
-Row: TypeAlias = list[Any]
-"""The values of one row, in the order of COLUMNS."""
+from guerrilla.stores.sql_values import Adapter, Adapters, Moments, Row, octets, without_zone
 
 COLUMNS: Final = (
     "date", "from", "to", "subject", "body", "mail", "spam_score", "hash", "content_type", "recipient", "has_attach",
@@ -58,8 +55,6 @@ BOUND: Final = (
 """The columns that the Go program binds, in the order in which ``sql_values`` has its placeholders."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_FIRST: Final = datetime.min.replace(tzinfo=UTC)
-_LAST: Final = datetime.max.replace(tzinfo=UTC)
 _DIALECTS: Final[dict[Kind, type[Dialect]]] = {
     "mysql": mysql.dialect,
     "postgres": postgresql.dialect,
@@ -166,8 +161,7 @@ class DriverInsert:
         assert compiled.positiontup == [*COLUMNS]
         self.text = str(compiled)
         self._marks = self.text.rpartition(" VALUES ")[2]
-        adapt = [_adapter(statement.table.c[name].type, dialect) for name in COLUMNS]
-        self._adapt = [(at, each) for at, each in enumerate(adapt) if each is not None]
+        self._adapters = Adapters([_adapter(statement.table.c[name].type, dialect) for name in COLUMNS])
 
     def text_of(self, rows: int) -> str:
         """Return the statement for so many rows."""
@@ -175,62 +169,24 @@ class DriverInsert:
 
     def values(self, row: Row) -> tuple[Any, ...]:
         """Return what is bound to the placeholders for one row."""
-        values = [*row]
-        for at, adapt in self._adapt:
-            values[at] = adapt(values[at])
-        return tuple(values)
+        return self._adapters.of_row(row)
 
     def values_of(self, rows: Sequence[Row]) -> list[Any]:
         """Return what is bound to the placeholders for several rows, one after the other."""
-        values: list[Any] = []
-        for row in rows:
-            values += row
-        for at, adapt in self._adapt:
-            values[at :: len(COLUMNS)] = map(adapt, values[at :: len(COLUMNS)])
-        return values
+        return self._adapters.of_rows(rows)
 
 
-def _adapter(kind: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
+def _adapter(kind: TypeEngine[Any], dialect: Dialect) -> Adapter | None:
     """Return what makes of a value what the driver takes, if anything has to be made of it."""
     if isinstance(kind, DateTime):
-        return _Moments().write if dialect.name == "sqlite" else without_zone
+        return Moments().write if dialect.name == "sqlite" else without_zone
     if dialect.name != "sqlite":
         return kind.dialect_impl(dialect).bind_processor(dialect)
     return next((adapt for of, adapt in _SQLITE_ADAPTERS if isinstance(kind, of)), None)
 
 
-def without_zone(moment: datetime) -> datetime:
-    """Return a moment in UTC as the column has it: it does not say so there."""
-    return datetime.combine(moment.date(), moment.time())  # replace(tzinfo=None) takes six times as long
-
-
-class _Moments:
-    """Writes moments as SQLAlchemy does. It remembers the latest second: much mail comes in one."""
-
-    __slots__ = ("_begin", "_end", "_written")
-
-    def __init__(self) -> None:
-        self._begin, self._end = _LAST, _FIRST  # nothing is between them yet
-        self._written = ""
-
-    def write(self, moment: datetime) -> str:
-        """Return the moment, which is in UTC, as text that does not say so."""
-        if not self._begin <= moment <= self._end:
-            self._written = without_zone(moment).isoformat(" ", "seconds")
-            self._begin = moment.replace(microsecond=0)
-            self._end = moment.replace(microsecond=999_999)
-        return f"{self._written}.{str(1_000_000 + moment.microsecond)[1:]}"  # {:06} takes twice as long
-
-
-def _octets(value: bytes) -> bytes | bytearray:
-    return bytearray(value) if len(value) < _COPIED else value
-
-
-_COPIED: Final = 1 << 16
-"""Octets below which to copy them takes less time than to have SQLite's driver look for what adapts bytes."""
-
-_SQLITE_ADAPTERS: Final[tuple[tuple[type[TypeEngine[Any]], Callable[[Any], Any]], ...]] = (
-    (LargeBinary, _octets),
+_SQLITE_ADAPTERS: Final[tuple[tuple[type[TypeEngine[Any]], Adapter], ...]] = (
+    (LargeBinary, octets),
     (Boolean, int),
 )
 """What makes of a value what SQLite's driver takes as it is: of others it asks itself, in vain, how to adapt them."""

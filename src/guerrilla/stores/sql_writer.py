@@ -35,7 +35,8 @@ from guerrilla.stores.sql_database import (
 from guerrilla.stores.sql_errors import STORE_ERRORS, Verdict, cause_of, judge, rolled_back
 from guerrilla.stores.sql_letter import Letter
 from guerrilla.stores.sql_removal import Removal, Remover
-from guerrilla.stores.sql_table import COLUMNS, MAIL, DriverInsert, Row, insertion, mail_table, without_zone
+from guerrilla.stores.sql_table import COLUMNS, MAIL, DriverInsert, insertion, mail_table
+from guerrilla.stores.sql_values import Row, without_zone
 
 _ATTEMPTS: Final = 3
 """How often a batch is tried whose transaction was rolled back, or whose connection was lost before the COMMIT."""
@@ -201,13 +202,12 @@ class SqlWriter:
             NotKeptError: if they are not committed.
         """
         letter = Letter(envelope, self.settings.host)
-        name = _name_of(envelope)
         if letter.rows:
             try:
                 await self._batcher.add(letter)
             except (BatchRefusedError, *STORE_ERRORS, TableError) as error:
                 raise _not_kept(error) from error
-            envelope.queued_id = name
+            envelope.queued_id = letter.name
         return Kept(self, letter)
 
     def begin(self, envelope: Envelope, tell: Callable[[BaseException | None], None]) -> Callable[[], None]:
@@ -216,11 +216,10 @@ class SqlWriter:
         ``tell`` is called later, with None or what ``keep`` would raise, unless the message was withdrawn.
         """
         letter = Letter(envelope, self.settings.host)
-        name = _name_of(envelope)
 
         def told(error: BaseException | None) -> None:
             if error is None:
-                envelope.queued_id = name
+                envelope.queued_id = letter.name
             elif isinstance(error, (BatchRefusedError, *STORE_ERRORS, TableError)):
                 error = _not_kept(error)
             tell(error)
@@ -430,14 +429,6 @@ class _Writing:
                 size += len(mail) + 1_000
         if rows:
             self._writer.insert(connection, rows)
-
-
-def _name_of(envelope: Envelope) -> str:
-    """Return what names the message, once its rows are there.
-
-    It is looked at before: what that raises afterwards would leave the rows there, and the client without its 250.
-    """
-    return envelope.hashes[0] if envelope.hashes else envelope.queued_id
 
 
 def _not_kept(error: Exception) -> NotKeptError:
