@@ -104,6 +104,18 @@ async def test_a_large_message_is_compressed_in_a_thread(size: int, in_thread: b
     assert (counting.maker != threading.get_ident()) is in_thread
 
 
+@pytest.mark.parametrize(("size", "soon"), [(10, True), (65_536, True), (65_537, False)])
+async def test_what_is_soon_made_can_be_had_without_a_wait(size: int, soon: bool, counting: Counting) -> None:
+    """Whoever asks, and the others then have it; of a large message only when somebody has waited for it."""
+    value = await compressed(Envelope(data=b"x" * size))
+    octets = await asyncio.to_thread(value.at_hand)
+    assert (octets is not None) is soon
+    assert counting.made == soon
+    assert zlib.decompress(await value.data()) == b"x" * size
+    assert value.at_hand() == await value.data()
+    assert counting.made == 1
+
+
 async def test_one_cancelled_user_leaves_the_others(counting: Counting) -> None:
     """When the first user is cancelled, the second still gets the stream, of the same compression."""
     value = await compressed(Envelope(data=b"x" * 200_000))

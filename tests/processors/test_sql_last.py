@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import zlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -100,6 +101,16 @@ async def test_kept_under_the_name_that_the_client_is_told(opened: Open, path: P
     assert [row[2] for row in kept[::2]] == [bytes(envelope) for envelope in envelopes]
     assert [envelope.queued_id for envelope in envelopes] == [row[0] for row in kept[::2]]
     assert [reply.text for reply in replies] == [f"OK: queued as {row[0]}" for row in kept[::2]]
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+async def test_what_compressor_has_left_is_kept_compressed(opened: Open, path: Path, size: int) -> None:
+    envelopes = [mail("x", b"x" * size) for _ in range(3)]
+    async with opened("HeadersParser|Hasher|Header|Compressor|Sql") as (gateway, _):
+        replies = await asyncio.gather(*map(gateway.process, envelopes))
+    assert all(reply.positive for reply in replies)
+    kept = rows(path, "body, mail")
+    assert [(body, zlib.decompress(data)) for body, data in kept] == [("gzip", bytes(each)) for each in envelopes]
 
 
 async def test_without_hasher_it_keeps_its_queue_id(opened: Open, path: Path) -> None:

@@ -103,3 +103,25 @@ async def test_compressed_octets_of_another_kind() -> None:
     mail = await letter.mail()
     assert type(mail) is bytes
     assert mail == b"x"
+
+
+class Ready(Shortened):
+    """One that has its octets at hand, or says so."""
+
+    def at_hand(self) -> Any:
+        return self.octets
+
+
+@pytest.mark.parametrize(
+    ("compressed", "octets"),
+    [
+        (Ready("gzip", b"ready"), b"ready"),
+        (Ready("gzip", None), None),
+        (Ready("gzip", "text"), None),
+        (Shortened("gzip"), None),
+    ],
+)
+def test_compressed_octets_need_not_be_awaited_where_they_are_at_hand(compressed: Any, octets: bytes | None) -> None:
+    values: dict[str, object] = {"zlib-compressor": compressed}
+    letter = Letter(Envelope(rcpt_to=[Address("a", "x")], queued_id="q" * 32, values=values), "mx.test")
+    assert letter.mail_at_hand() == octets

@@ -114,8 +114,8 @@ class Processor(Generic[ConfigT]):
         """Called for each message by ``save_mail``, as it is when it is not overridden, before the message passes on.
 
         Override this one where nothing is awaited, refused or kept: the processor only writes on the envelope what it
-        finds there. It costs less than a ``save_mail``. It is called in the event loop and must not block; in a line
-        that only writes on the envelope, no task is current.
+        finds there. It costs less than a ``save_mail``. It is called in the event loop and must not block; at the head
+        of a line no task is current.
         """
 
     def decorate(self, following: Process) -> Process:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from guerrilla.backends.processor import CallNext, Envelope, Processor, ProcessorConfig, Reply
+from guerrilla.backends.processor import Envelope, Processor, ProcessorConfig
 
 _KEY = "zlib-compressor"
 """Where it is found in ``envelope.values``: the name that the Go program's processors look for."""
@@ -56,10 +56,9 @@ class Compressor(Processor[CompressorConfig]):
                     f"compression: {error.name} is not installed. Meant: pip install 'guerrilla[zstd]'"
                 ) from error
 
-    async def save_mail(self, envelope: Envelope, call_next: CallNext) -> Reply:
-        """Leave the compressed form for the later processors, and pass on."""
+    def annotate(self, envelope: Envelope) -> None:
+        """Leave the compressed form for the later processors."""
         envelope.values[_KEY] = CompressedMail(envelope, self.config.compression)
-        return await call_next()
 
 
 class CompressedMail:
@@ -75,14 +74,18 @@ class CompressedMail:
 
     async def data(self) -> bytes:
         """Return the octets. It may be called any number of times, also at the same time, and compresses once."""
-        if self._data is None:
-            if len(self._envelope) <= _MAX_ON_LOOP:
-                self._data = self._compress(self._envelope)
-            else:
-                if self._compressing is None:
-                    self._compressing = asyncio.create_task(asyncio.to_thread(self._compress, self._envelope))
-                # A thread cannot be stopped: who is cancelled leaves it to those who still wait.
-                self._data = await asyncio.shield(self._compressing)
+        data = self.at_hand()
+        if data is None:
+            if self._compressing is None:
+                self._compressing = asyncio.create_task(asyncio.to_thread(self._compress, self._envelope))
+            # A thread cannot be stopped: who is cancelled leaves it to those who still wait.
+            data = self._data = await asyncio.shield(self._compressing)
+        return data
+
+    def at_hand(self) -> bytes | None:
+        """Return the octets, if they are there or soon made; None if they have to be awaited. Any thread may ask."""
+        if self._data is None and len(self._envelope) <= _MAX_ON_LOOP:
+            self._data = self._compress(self._envelope)
         return self._data
 
 

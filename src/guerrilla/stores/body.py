@@ -12,7 +12,11 @@ MAX_ON_LOOP: Final = 1 << 20
 
 
 class Compressed(Protocol):
-    """What Compressor leaves in ``values["zlib-compressor"]``; ``encoding`` may say which compression it is."""
+    """What Compressor leaves in ``values["zlib-compressor"]``.
+
+    ``encoding`` may say which compression it is, and ``at_hand()`` return the octets without a wait, or None; it is
+    called in a thread.
+    """
 
     async def data(self) -> bytes:
         """Return the compressed message."""

@@ -31,7 +31,7 @@ class Letter:
     the ``encoding`` that it names: "gzip", which is zlib, or "zstd".
     """
 
-    __slots__ = ("_at_hand", "_envelope", "elsewhere", "name", "rows", "size")
+    __slots__ = ("_at_hand", "_compressed", "_envelope", "elsewhere", "name", "rows", "size")
 
     def __init__(self, envelope: Envelope, host: str) -> None:
         self._envelope = envelope
@@ -42,7 +42,8 @@ class Letter:
             size = len(envelope)
             compressed = compressed_of(envelope) if given else None
             body = clean(getattr(compressed, "encoding", "gzip"), 64) if compressed is not None else ""
-        self._at_hand = compressed is None and size <= MAX_ON_LOOP
+        self._compressed: Any = compressed
+        self._at_hand = size <= MAX_ON_LOOP
         self.name: str = envelope.hashes[0] if envelope.hashes else envelope.queued_id
         """What names the message once its rows are there: the first of its hashes, if it has any."""
         self.rows = _rows(envelope, host, body)
@@ -58,7 +59,11 @@ class Letter:
         """Return what the column ``mail`` holds, if it can be had at once."""
         if self.elsewhere:
             return b""
-        return bytes(self._envelope) if self._at_hand else None
+        if self._compressed is None:
+            return bytes(self._envelope) if self._at_hand else None
+        ask = getattr(self._compressed, "at_hand", None)
+        octets: object = ask() if callable(ask) else None
+        return octets if isinstance(octets, bytes) else None
 
     async def mail(self) -> bytes:
         """Return what the column ``mail`` holds."""
