@@ -124,6 +124,7 @@ def stores(mariadb: MariaDB, postgres: PostgreSQL, redis: RedisServer) -> dict[s
         "MariaDB": Store(STORE, partial(in_database, mariadb, "mysql"), appended),
         "PostgreSQL": Store(STORE, partial(in_database, postgres, "postgres"), appended),
         "SQLite": Store(STORE, in_file, appended),
+        "SQLite, compressed": Store(f"{CHAIN}|Compressor|Sql", in_file, appended),
         "MailDir": Store(f"{CHAIN}|MailDir", in_maildir, delivered),
     }
 
@@ -137,7 +138,7 @@ def measure(store: Store, messages: int) -> tuple[float, Figure]:
             return disk, by_smtp_source(server, messages)
 
 
-NAMES = ("MariaDB + Redis", "MariaDB + Redis in memory", "MariaDB", "PostgreSQL", "SQLite", "MailDir")
+NAMES = ("MariaDB + Redis", "MariaDB + Redis in memory", "MariaDB", "PostgreSQL", "SQLite", "SQLite, compressed", "MailDir")
 
 
 def arguments() -> argparse.Namespace:
