@@ -138,7 +138,15 @@ def measure(store: Store, messages: int) -> tuple[float, Figure]:
             return disk, by_smtp_source(server, messages)
 
 
-NAMES = ("MariaDB + Redis", "MariaDB + Redis in memory", "MariaDB", "PostgreSQL", "SQLite", "SQLite, compressed", "MailDir")
+NAMES = (
+    "MariaDB + Redis",
+    "MariaDB + Redis in memory",
+    "MariaDB",
+    "PostgreSQL",
+    "SQLite",
+    "SQLite, compressed",
+    "MailDir",
+)
 
 
 def arguments() -> argparse.Namespace:
