@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import traceback
 from collections.abc import Sequence
 
 import pytest
@@ -61,6 +62,44 @@ async def test_each_is_told_why_its_batch_has_failed() -> None:
     (await store.commits.get())[1].set_exception(error)
     await store.batcher.close()
     assert store.told == [(1, error), (2, error)]
+
+
+async def test_what_is_told_to_many_does_not_grow() -> None:
+    """Each may raise it, and log where it came from."""
+    lengths: list[int] = []
+
+    def tell(error: BaseException | None) -> None:
+        assert error is not None
+        try:
+            raise error
+        except OSError:
+            lengths.append(len(traceback.extract_tb(error.__traceback__)))
+
+    store = Store()
+    for item in range(5):
+        store.batcher.put(item, tell)
+    (await store.commits.get())[1].set_exception(OSError("gone"))
+    await store.batcher.close()
+    assert lengths == [lengths[0]] * 5
+
+
+async def test_a_tell_that_raises_is_nobody_else_s_concern() -> None:
+    errors: list[Exception] = []
+
+    async def commit(items: Sequence[int]) -> None:
+        return None
+
+    def tell(error: BaseException | None) -> None:
+        raise failure
+
+    failure = ValueError("a bug")
+    told: list[BaseException | None] = []
+    batcher = Batcher(commit, commit, on_error=errors.append)
+    batcher.put(1, tell)
+    batcher.put(2, told.append)
+    await batcher.add(3)
+    await batcher.close()
+    assert (told, errors) == ([None], [failure])
 
 
 async def test_only_the_culprit_is_told_of_a_refusal() -> None:

@@ -13,8 +13,8 @@ from structlog.testing import LogCapture
 
 from guerrilla.backends import gateway as gateway_module
 from guerrilla.backends.base import Decorator, Process, Task
-from guerrilla.backends.gateway import Gateway
-from guerrilla.backends.hooks import Keeper, Tell
+from guerrilla.backends.gateway import CONVEYOR_CAPACITY, Gateway
+from guerrilla.backends.hooks import Keeper, Tell, end_of_line
 from guerrilla.backends.processor import Processor, ProcessorConfig, processor
 from guerrilla.backends.registry import Registry
 from guerrilla.counters import Counters
@@ -25,6 +25,7 @@ from guerrilla.smtp.replies import (
     OK,
     RECIPIENT_OK,
     SAVE_TIMEOUT,
+    STORAGE_TOO_BUSY,
     Reply,
 )
 
@@ -153,6 +154,30 @@ async def test_a_recipient_waits_for_its_turn_as_a_message_does(running: Start) 
     assert not answer.done()
     shelf.tells[0](None)
     assert await answer is RECIPIENT_OK
+
+
+async def test_nothing_is_begun_for_a_recipient(running: Start) -> None:
+    """Also where both lines have the same one, since a decorator may remember what it has made."""
+    shelf = Shelf()
+    keeper = shelf()(end_of_line)
+    line = {"validate_process": "Same", "save_workers_size": 2}
+    gateway = await running("Same", line, Same=lambda: lambda following: keeper)
+    assert await gateway.validate_rcpt(Envelope()) is RECIPIENT_OK
+    assert not shelf.tells
+    answer = gateway.process(Envelope())
+    shelf.tells[0](None)
+    assert answer.result() is OK
+
+
+async def test_who_is_refused_for_want_of_room_is_not_written_on(running: Start) -> None:
+    gateway = await running("Marks|Shelf", ONE, Shelf=Shelf(), Marks=Marks)
+    answers = [gateway.process(Envelope()) for _ in range(1 + CONVEYOR_CAPACITY)]
+    envelope = Envelope()
+    assert gateway.process(envelope).result() is STORAGE_TOO_BUSY
+    assert envelope.subject == ""
+    assert gateway.validate_rcpt(Envelope()).result() is STORAGE_TOO_BUSY
+    for answer in answers:
+        answer.cancel()
 
 
 async def test_when_the_time_is_over_it_is_withdrawn(running: Start, records: LogCapture) -> None:

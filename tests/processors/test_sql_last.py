@@ -20,11 +20,13 @@ from guerrilla.backends.gateway import Gateway
 from guerrilla.backends.hooks import Keeper
 from guerrilla.backends.processor import end_of_line, processor
 from guerrilla.backends.registry import Registry
+from guerrilla.counters import Counters
 from guerrilla.envelope import Address, Envelope
 from guerrilla.processors.mysql import MySql, MySqlConfig
 from guerrilla.processors.sql import Sql, SqlConfig
 from guerrilla.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR, SAVE_TIMEOUT, STORAGE_NOT_AVAILABLE, Reply
 from guerrilla.stores.sql_keys import TableKeys
+from guerrilla.stores.sql_writer import SqlWriter
 
 Open: TypeAlias = Callable[..., AbstractAsyncContextManager[tuple[Gateway, Sql]]]
 
@@ -48,7 +50,7 @@ def opened(path: Path, records: LogCapture) -> Open:
         log = structlog.wrap_logger(
             structlog.PrintLogger(), processors=[records], wrapper_class=structlog.make_filtering_bound_logger(0)
         )
-        line = Registry().build({"save_process": chain, "sql_dsn": str(path), **keys})
+        line = Registry().build({"save_process": chain, "sql_dsn": str(path), **keys}, Counters())
         gateway = Gateway(line, log)
         await gateway.initialize()
         await gateway.start()
@@ -120,9 +122,14 @@ async def test_without_hasher_it_keeps_its_queue_id(opened: Open, path: Path) ->
 
 
 async def test_without_recipients_there_is_no_row(opened: Open, path: Path) -> None:
+    """And nothing that could fail: a database that is gone is not missed, nor a message that is withdrawn."""
     async with opened("Sql") as (gateway, _):
-        assert (await gateway.process(Envelope())).positive
-    assert rows(path) == []
+        execute(path, "DROP TABLE new_mail")
+        withdrawn = gateway.process(Envelope())
+        answer = gateway.process(Envelope())
+        withdrawn.cancel()
+        assert (await answer).positive
+        assert gateway.workers_busy == 0
 
 
 @pytest.mark.parametrize("number", [0, 7, 19])
@@ -193,6 +200,40 @@ async def test_when_the_store_closes_what_it_has_begun_is_kept(opened: Open, pat
         answers = [gateway.process(mail(f"{number}")) for number in range(3)]
     assert all(answer.result().positive for answer in answers)
     assert rows(path) == [("0",), ("1",), ("2",)]
+
+
+async def test_more_than_there_are_workers(opened: Open, path: Path) -> None:
+    """What waits for a worker is kept as the others are."""
+    async with opened(save_workers_size=3) as (gateway, _):
+        replies = await asyncio.gather(*(gateway.process(mail(f"{number}")) for number in range(20)))
+    assert all(reply.positive for reply in replies)
+    assert sorted(rows(path)) == sorted((f"{number}",) for number in range(20))
+
+
+class Late(Sql):
+    """Learns where its table is when it is started."""
+
+    async def initialize(self) -> None:
+        self.writer = SqlWriter(self.config.settings())
+        await super().initialize()
+
+
+class Own(Sql):
+    """Keeps nothing, by what it was given when it was made."""
+
+    def __init__(self, config: SqlConfig) -> None:
+        super().__init__(config)
+        self.save_mail = self._refuse  # type: ignore[method-assign]
+
+    async def _refuse(self, envelope: Envelope, call_next: CallNext) -> Reply:
+        return LOCAL_ERROR
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("Late", True), ("Own", False)])
+async def test_what_an_instance_is_given_counts(opened: Open, path: Path, kind: str, kept: bool) -> None:
+    async with opened(f"{__name__}:{kind}") as (gateway, _):
+        assert (await gateway.process(mail())).positive is kept
+    assert len(rows(path)) == kept
 
 
 class Careful(Sql):

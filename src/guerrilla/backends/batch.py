@@ -133,8 +133,8 @@ class Batcher(Generic[ItemT]):
     def put(self, item: ItemT, tell: Callable[[BaseException | None], None]) -> Ticket[ItemT]:
         """Commit the item with others, for one who does not wait: ``tell`` is called when its batch is done.
 
-        It is given None when the item is kept, or what ``add`` would raise, and must not raise itself. Raises
-        RuntimeError if the batcher is closed.
+        It is given None when the item is kept, or what ``add`` would raise; what it raises itself goes to ``on_error``.
+        Raises RuntimeError if the batcher is closed.
         """
         ticket = Ticket(item, tell)
         self._enter(ticket)
@@ -243,13 +243,19 @@ class Batcher(Generic[ItemT]):
             await self._settle([entry for entry in batch[:middle] if not entry.withdrawn])
             await self._settle([entry for entry in batch[middle:] if not entry.withdrawn])
             return
+        trace = error.__traceback__ if error is not None else None
         for entry in batch:
             if entry.withdrawn:
                 if not refused:
                     # A commit that was cut short, or lost its connection, may have been done all the same.
                     self._unwanted.append(entry.item)
-            else:
+                continue
+            if error is not None:
+                error.__traceback__ = trace  # it grows where it is raised
+            try:
                 entry.tell(error)
+            except Exception as failure:
+                self._on_error(failure)
 
     async def _attempt(
         self, action: Callable[[Sequence[ItemT]], Awaitable[None]], items: Sequence[ItemT]

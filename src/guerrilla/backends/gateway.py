@@ -245,10 +245,13 @@ class Gateway:
         envelope.received_at = datetime.now(UTC)
         if self._state is not _RUNNING:
             return _answered(NOT_RUNNING)
+        at_once = self._rest is end_of_line
+        if not at_once and len(self._conveyor) >= CONVEYOR_CAPACITY:
+            return _answered(STORAGE_TOO_BUSY)
         if self._annotator is not None:
             try:
                 self._annotator.write_on(envelope)
-                if self._rest is end_of_line:
+                if at_once:
                     answer: asyncio.Future[Reply] = self._loop.create_future()
                     found: Any = envelope  # its queue id may be no text any more
                     answer.set_result(queued(found.queued_id))
@@ -264,20 +267,21 @@ class Gateway:
         """Answer for the last recipient of the envelope."""
         if self._state is not State.RUNNING:
             return _answered(NOT_RUNNING)
+        if len(self._conveyor) >= CONVEYOR_CAPACITY:
+            return _answered(STORAGE_TOO_BUSY)
         return self._submit(envelope, Task.VALIDATE_RCPT, self._line.validate, self._validate_deadlines)
 
     def _submit(
         self, envelope: Envelope, task: Task, process: Process, deadlines: Deadlines[_Job]
     ) -> asyncio.Future[Reply]:
-        if len(self._conveyor) >= CONVEYOR_CAPACITY:
-            return _answered(STORAGE_TOO_BUSY)
         answer = Answer(loop=self._loop)
         job = _Job(envelope, task, process, answer, deadlines)
         answer.void_work = job.void_work
         deadlines.add(job)
         self._in_flight += 1
-        if process is self._keeper and not self._conveyor and self._in_flight <= len(self._workers):
-            self._keep(job, self._keeper)
+        keeper = self._keeper if task is _SAVE_MAIL else None
+        if keeper is not None and not self._conveyor and self._in_flight <= len(self._workers):
+            self._keep(job, keeper)
         else:
             self._conveyor.append(job)
             self._wake_worker()

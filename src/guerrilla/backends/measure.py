@@ -26,34 +26,36 @@ def measured(decorator: Decorator, counters: ProcessorCounters) -> Decorator:
             process.counters = counters  # it measures itself
             return process
         if isinstance(process, Keeper) and process is not following:
-            process.counters = counters
-            process.process = watched(process.process)
+            if process.counters is not counters:  # a decorator may remember what it has made
+                process.process = _watched(process.process, counters)
+                process.counters = counters
             return process
-        return watched(process)
-
-    def watched(process: Process) -> Process:
-        clock = time.perf_counter
-
-        async def measure(envelope: Envelope, task: Task) -> Any:
-            began = clock()
-            before = envelope.spent
-            fine = False
-            try:
-                answer: Awaitable[Any] = process(envelope, task)  # it may be anything: the gateway looks
-                reply = await answer
-                fine = isinstance(reply, Reply)
-                return reply
-            except StopIteration as error:  # compiled, a coroutine that raises it returns its value
-                failure = RuntimeError("a process raised StopIteration")
-                failure.__cause__ = error  # what mypyc makes of "raise from" leaves it out
-                raise failure from error
-            finally:
-                spent = clock() - began
-                counters.latencies.add(max(0.0, spent - (envelope.spent - before)))
-                envelope.spent = before + spent
-                if not fine:
-                    counters.errors += 1
-
-        return measure
+        return _watched(process, counters)
 
     return decorate
+
+
+def _watched(process: Process, counters: ProcessorCounters) -> Process:
+    clock = time.perf_counter
+
+    async def measure(envelope: Envelope, task: Task) -> Any:
+        began = clock()
+        before = envelope.spent
+        fine = False
+        try:
+            answer: Awaitable[Any] = process(envelope, task)  # it may be anything: the gateway looks
+            reply = await answer
+            fine = isinstance(reply, Reply)
+            return reply
+        except StopIteration as error:  # compiled, a coroutine that raises it returns its value
+            failure = RuntimeError("a process raised StopIteration")
+            failure.__cause__ = error  # what mypyc makes of "raise from" leaves it out
+            raise failure from error
+        finally:
+            spent = clock() - began
+            counters.latencies.add(max(0.0, spent - (envelope.spent - before)))
+            envelope.spent = before + spent
+            if not fine:
+                counters.errors += 1
+
+    return measure

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
 from guerrilla.backends.base import CallNext, Process
-from guerrilla.backends.hooks import Keeper
+from guerrilla.backends.hooks import Keeper, Tell
 from guerrilla.backends.processor import Processor, end_of_line
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR, STORAGE_NOT_AVAILABLE, Reply, queued
@@ -67,9 +67,12 @@ class TableProcessor(Processor[KeysT]):
     def decorate(self, following: Process) -> Process:
         """Stack it on what follows; at the end of the line no worker has to wait for the commit."""
         process = super().decorate(following)
-        if following is not end_of_line or type(self).save_mail is not TableProcessor.save_mail:
+        if following is not end_of_line or getattr(self.save_mail, "__func__", None) is not TableProcessor.save_mail:
             return process
-        return Keeper(process, self.writer.begin, self._reply)
+        return Keeper(process, self._begin, self._reply)
+
+    def _begin(self, envelope: Envelope, tell: Tell) -> Callable[[], object]:
+        return self.writer.begin(envelope, tell)  # the one that is there by now
 
     def _reply(self, envelope: Envelope, error: BaseException | None) -> Reply:
         if error is None:

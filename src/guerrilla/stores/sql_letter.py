@@ -35,16 +35,18 @@ class Letter:
 
     def __init__(self, envelope: Envelope, host: str) -> None:
         self._envelope = envelope
-        given = envelope.values
-        self.elsewhere = bool(given) and given.get("redis") == "redis"
+        message: Any = envelope
+        values = message.values
+        self.elsewhere = bool(values) and values.get("redis") == "redis"
         size, body, compressed = 0, "redis", None
         if not self.elsewhere:
             size = len(envelope)
-            compressed = compressed_of(envelope) if given else None
+            compressed = compressed_of(envelope) if values else None
             body = clean(getattr(compressed, "encoding", "gzip"), 64) if compressed is not None else ""
         self._compressed: Any = compressed
         self._at_hand = size <= MAX_ON_LOOP
-        self.name: str = envelope.hashes[0] if envelope.hashes else envelope.queued_id
+        hashes = message.hashes
+        self.name: Any = hashes[0] if hashes else message.queued_id
         """What names the message once its rows are there: the first of its hashes, if it has any."""
         self.rows = _rows(envelope, host, body)
         self.size = size * len(self.rows)

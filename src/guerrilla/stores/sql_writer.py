@@ -210,7 +210,7 @@ class SqlWriter:
             envelope.queued_id = letter.name
         return Kept(self, letter)
 
-    def begin(self, envelope: Envelope, tell: Callable[[BaseException | None], None]) -> Callable[[], None]:
+    def begin(self, envelope: Envelope, tell: Callable[[BaseException | None], None]) -> Callable[[], object]:
         """Do as ``keep`` does, for one who does not wait; return what withdraws the message.
 
         ``tell`` is called later, with None or what ``keep`` would raise, unless the message was withdrawn.
@@ -224,6 +224,8 @@ class SqlWriter:
                 error = _not_kept(error)
             tell(error)
 
+        if not letter.rows:  # there is nothing to be kept
+            return asyncio.get_running_loop().call_soon(told, None).cancel
         return partial(self._batcher.withdraw, self._batcher.put(letter, told))
 
     async def take_back(self, letter: Letter) -> None:
