@@ -429,8 +429,7 @@ class _Writing:
                 whole[MAIL] = mail
                 rows.append(whole)
                 size += len(mail) + 1_000
-        if rows:
-            self._writer.insert(connection, rows)
+        self._writer.insert(connection, rows)
 
 
 def _not_kept(error: Exception) -> NotKeptError:
