@@ -202,7 +202,7 @@ NUMBERS = st.sampled_from([0.0, 0.01, 0.07, 0.1, 1.0, 12.34, 99999.99, 1e8, 1e9,
     recipients=st.lists(PIECES, max_size=3),
     size=st.integers(0, 2**40),
     reply=PIECES,
-    ms=NUMBERS | st.floats(0, 1e9),
+    ms=NUMBERS | st.floats(0, 1e9) | st.integers(0, 10**11).map(lambda hundredths: hundredths / 100),
 )
 @example(**ordinary())
 @example(**ordinary(ms=0.0))

@@ -8,7 +8,7 @@ The envelope is Any: compiled code holds to types, and a processor may have put 
 
 from __future__ import annotations
 
-from hashlib import blake2s
+from hashlib import blake2b
 from typing import Any, Final
 
 from guerrilla.written import written
@@ -19,7 +19,7 @@ _DIGITS: Final = 32
 _TIME_DIGITS: Final = 12
 """Of these, the ones that the queue id begins with: its time in milliseconds. The other 20 are 80 bits of a digest."""
 
-_BLANK: Final = blake2s(digest_size=_DIGITS // 2, usedforsecurity=False)
+_BLANK: Final = blake2b(digest_size=_DIGITS // 2, usedforsecurity=False)
 """What each digest begins as: to copy it is quicker than to make one. Nothing is added to it."""
 
 

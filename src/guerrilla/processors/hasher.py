@@ -10,7 +10,7 @@ class Hasher(Processor[ProcessorConfig]):
     """Makes a key for each recipient's copy of the message.
 
     Reads ``queued_id``, ``mail_from``, ``subject`` and ``rcpt_to``. Sets ``hashes``: 32 hexadecimal digits per
-    recipient, in their order: 12 of the time with which the queue id begins, and 20 of a digest (BLAKE2s). The key of
+    recipient, in their order: 12 of the time with which the queue id begins, and 20 of a digest (BLAKE2b). The key of
     one recipient does not depend on the others, and a second run over the same envelope gives the same keys. List
     HeadersParser before it.
     """
