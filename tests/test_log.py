@@ -209,6 +209,7 @@ NUMBERS = st.sampled_from([0.0, 0.01, 0.07, 0.1, 1.0, 12.34, 99999.99, 1e8, 1e9,
 @example(**ordinary(ms=1e-4))
 @example(**ordinary(ms=1e-5))
 @example(**ordinary(recipients=["b@example.com", "c@example.com"], size=0, ms=0.07))
+@example(**ordinary(recipients=[Word("b@example.com")]))
 @pytest.mark.parametrize("bound", [{}, {"server": "192.0.2.1:25"}])
 @pytest.mark.parametrize("form", ["json", "console"])
 @pytest.mark.parametrize("level", ["debug", "info", "warning"])

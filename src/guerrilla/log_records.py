@@ -219,7 +219,7 @@ class Records:
         octets = texts.encode()
         if octets.translate(_OTHERS_AS_BLANKS) != octets:
             return False
-        names = recipients[0] if len(recipients) == 1 else '","'.join(recipients)
+        names = '","'.join(recipients)
         line = (
             f'{{"level":"info","timestamp":"{self._timestamp()}","event":"message","outcome":"{outcome}",'
             f'"queued_id":"{queued_id}","client":"{client}","sender":"{sender}","recipients":["{names}"],'

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import traceback
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
@@ -83,7 +84,61 @@ async def test_what_is_told_to_many_does_not_grow() -> None:
     assert lengths == [lengths[0]] * 5
 
 
-async def test_a_tell_that_raises_is_nobody_else_s_concern() -> None:
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    """One that lets nothing be written on it."""
+
+    why: str
+
+
+async def test_an_error_that_cannot_be_written_on_is_told_as_well() -> None:
+    store = Store()
+    store.put(1)
+    store.put(2)
+    error = FrozenError("full")
+    (await store.commits.get())[1].set_exception(error)
+    await store.batcher.close()
+    assert store.told == [(1, error), (2, error)]
+
+
+async def test_a_commit_that_is_no_coroutine_may_raise_stop_iteration() -> None:
+    """No future takes that for an exception."""
+
+    def commit(items: Sequence[int]) -> Awaitable[None]:
+        raise StopIteration
+
+    batcher: Batcher[int] = Batcher(commit, commit, on_error=unexpected)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await batcher.add(1)
+
+
+def test_an_interrupt_while_it_is_told_ends_the_program() -> None:
+    async def commit(items: Sequence[int]) -> None:
+        return None
+
+    def tell(error: BaseException | None) -> None:
+        raise KeyboardInterrupt
+
+    async def run() -> None:
+        batcher: Batcher[int] = Batcher(commit, commit, on_error=unexpected)
+        batcher.put(1, tell)
+        await asyncio.Event().wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("failure", "reported"),
+    [
+        (ValueError("a bug"), ValueError),
+        (StopIteration(), RuntimeError),
+        (asyncio.CancelledError(), RuntimeError),
+        (SystemExit(3), RuntimeError),
+        (GeneratorExit(), RuntimeError),
+    ],
+)
+async def test_a_tell_that_raises_is_nobody_else_s_concern(failure: BaseException, reported: type[Exception]) -> None:
     errors: list[Exception] = []
 
     async def commit(items: Sequence[int]) -> None:
@@ -92,14 +147,14 @@ async def test_a_tell_that_raises_is_nobody_else_s_concern() -> None:
     def tell(error: BaseException | None) -> None:
         raise failure
 
-    failure = ValueError("a bug")
     told: list[BaseException | None] = []
     batcher = Batcher(commit, commit, on_error=errors.append)
     batcher.put(1, tell)
     batcher.put(2, told.append)
     await batcher.add(3)
     await batcher.close()
-    assert (told, errors) == ([None], [failure])
+    assert told == [None]
+    assert [type(error) for error in errors] == [reported]
 
 
 async def test_only_the_culprit_is_told_of_a_refusal() -> None:

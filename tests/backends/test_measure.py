@@ -228,6 +228,16 @@ async def test_a_decorator_that_passes_a_keeper_on_is_measured_apart_from_it() -
     assert sum(first.latencies.counts) == sum(second.latencies.counts) == 1
 
 
+async def test_a_keeper_that_is_returned_again_and_again_is_measured_once_by_each() -> None:
+    keeper = Keeps()(end_of_line)
+    counters = [ProcessorCounters(), ProcessorCounters()]
+    for _ in range(2):
+        for each in counters:
+            process = measured(lambda following: keeper, each)(end_of_line)
+            assert (await process(Envelope(), Task.SAVE_MAIL)).positive
+    assert [sum(each.latencies.counts) for each in counters] == [2, 2]
+
+
 def test_a_keeper_that_nobody_measures_counts_nothing() -> None:
     keeper = Keeps()(end_of_line)
     assert isinstance(keeper, Keeper)

@@ -220,6 +220,30 @@ async def test_an_inherited_hook_is_called() -> None:
     assert await stack([Derived(ProcessorConfig()).decorate])(Envelope(), Task.SAVE_MAIL) is OK
 
 
+@pytest.mark.parametrize("name", ["save_mail", "validate_rcpt", "annotate"])
+async def test_a_hook_that_an_instance_is_given_is_called(name: str) -> None:
+    called: list[str] = []
+
+    class Given(Processor[ProcessorConfig]):
+        """What it does, it is told when it is made."""
+
+        def __init__(self) -> None:
+            super().__init__(ProcessorConfig())
+            setattr(self, name, self._note if name == "annotate" else self._answer)
+
+        def _note(self, envelope: Envelope) -> None:
+            called.append(name)
+
+        async def _answer(self, envelope: Envelope, call_next: CallNext) -> Reply:
+            called.append(name)
+            return await call_next()
+
+    process = Given().decorate(end_of_line)
+    assert (await process(Envelope(), Task.SAVE_MAIL)).positive
+    assert (await process(Envelope(), Task.VALIDATE_RCPT)).positive
+    assert called == [name]
+
+
 async def test_call_next_may_be_awaited_later_or_never() -> None:
     """A hook says when the rest of the line is called, and what it makes of the answer."""
     diary: list[str] = []

@@ -18,7 +18,7 @@ from structlog.testing import LogCapture
 from guerrilla.backends.base import CallNext
 from guerrilla.backends.gateway import Gateway
 from guerrilla.backends.hooks import Keeper
-from guerrilla.backends.processor import end_of_line, processor
+from guerrilla.backends.processor import Processor, ProcessorConfig, end_of_line, processor
 from guerrilla.backends.registry import Registry
 from guerrilla.counters import Counters
 from guerrilla.envelope import Address, Envelope
@@ -124,6 +124,10 @@ async def test_without_hasher_it_keeps_its_queue_id(opened: Open, path: Path) ->
 async def test_without_recipients_there_is_no_row(opened: Open, path: Path) -> None:
     """And nothing that could fail: a database that is gone is not missed, nor a message that is withdrawn."""
     async with opened("Sql") as (gateway, _):
+        envelope = Envelope(hashes=["h"])
+        reply = await gateway.process(envelope)
+        assert reply.text == f"OK: queued as {envelope.queued_id}"
+        assert envelope.queued_id != "h"
         execute(path, "DROP TABLE new_mail")
         withdrawn = gateway.process(Envelope())
         answer = gateway.process(Envelope())
@@ -200,6 +204,50 @@ async def test_when_the_store_closes_what_it_has_begun_is_kept(opened: Open, pat
         answers = [gateway.process(mail(f"{number}")) for number in range(3)]
     assert all(answer.result().positive for answer in answers)
     assert rows(path) == [("0",), ("1",), ("2",)]
+
+
+class Broken:
+    """What a processor in Compressor's place may leave."""
+
+    encoding = "gzip"
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def at_hand(self) -> bytes:
+        raise self._error
+
+    async def data(self) -> bytes:
+        raise AssertionError
+
+
+class Breaks(Processor[ProcessorConfig]):
+    """Leaves it where the subject says so."""
+
+    def annotate(self, envelope: Envelope) -> None:
+        if envelope.subject in ERRORS:
+            envelope.values["zlib-compressor"] = Broken(ERRORS[envelope.subject])
+
+
+ERRORS = {
+    "cancelled": asyncio.CancelledError(),
+    "exit": SystemExit(3),
+    "generator": GeneratorExit(),
+    "stop": StopIteration(),
+    "bug": ValueError("a bug"),
+}
+
+
+@pytest.mark.parametrize("subject", ERRORS)
+async def test_octets_that_cannot_be_had_are_the_affair_of_their_message(
+    opened: Open, path: Path, subject: str
+) -> None:
+    async with opened(f"HeadersParser|{__name__}:Breaks|Sql") as (gateway, _):
+        answers = [gateway.process(mail(each)) for each in ("one", subject, "two")]
+        replies = await asyncio.gather(*answers)
+        assert [reply.positive for reply in replies] == [True, False, True]
+        assert (await gateway.process(mail("next"))).positive
+    assert rows(path) == [("one",), ("two",), ("next",)]
 
 
 async def test_more_than_there_are_workers(opened: Open, path: Path) -> None:

@@ -251,11 +251,13 @@ class Batcher(Generic[ItemT]):
                     self._unwanted.append(entry.item)
                 continue
             if error is not None:
-                error.__traceback__ = trace  # it grows where it is raised
+                error = error.with_traceback(trace)  # it grows where it is raised
             try:
                 entry.tell(error)
-            except Exception as failure:
-                self._on_error(failure)
+            except KeyboardInterrupt:
+                raise  # it is the program that is to end
+            except BaseException as failure:
+                self._on_error(_as_error(failure))
 
     async def _attempt(
         self, action: Callable[[Sequence[ItemT]], Awaitable[None]], items: Sequence[ItemT]
@@ -265,16 +267,21 @@ class Batcher(Generic[ItemT]):
         assert runner is not None
         try:
             await action(items)
-        except Exception as error:
-            return error
         except (KeyboardInterrupt, GeneratorExit):
             raise  # it is the program that is to end
         except BaseException as error:  # cancelled, by us or from within; SystemExit; the panic of a library in Rust
-            if runner.cancelling() > self._cut:
+            if not isinstance(error, Exception) and runner.cancelling() > self._cut:
                 raise  # and not by us alone: it is the loop that is to end
-            return RuntimeError(f"ended by {type(error).__name__}")
+            return _as_error(error)
         finally:
             if self._cut:
                 self._cut = False
                 runner.uncancel()
         return None
+
+
+def _as_error(error: BaseException) -> Exception:
+    """Return what can be told of as an error: StopIteration, too, means something else to who awaits."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"ended by {type(error).__name__}")

@@ -26,10 +26,10 @@ def measured(decorator: Decorator, counters: ProcessorCounters) -> Decorator:
             process.counters = counters  # it measures itself
             return process
         if isinstance(process, Keeper) and process is not following:
-            if process.counters is not counters:  # a decorator may remember what it has made
-                process.process = _watched(process.process, counters)
-                process.counters = counters
-            return process
+            # A new one: a decorator may remember what it has made, and return it again.
+            keeper = Keeper(_watched(process.process, counters), process.begin, process.reply)
+            keeper.counters = counters
+            return keeper
         return _watched(process, counters)
 
     return decorate

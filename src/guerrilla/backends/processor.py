@@ -120,14 +120,18 @@ class Processor(Generic[ConfigT]):
 
     def decorate(self, following: Process) -> Process:
         """Stack this processor on the one that follows: the seed's Decorator."""
-        kind = type(self)
-        save_mail = None if kind.save_mail is Processor.save_mail else self.save_mail
-        validate_rcpt = None if kind.validate_rcpt is Processor.validate_rcpt else self.validate_rcpt
-        if save_mail is None and kind.annotate is not Processor.annotate:
+        save_mail = self.save_mail if is_own(self.save_mail, Processor.save_mail) else None
+        validate_rcpt = self.validate_rcpt if is_own(self.validate_rcpt, Processor.validate_rcpt) else None
+        if save_mail is None and is_own(self.annotate, Processor.annotate):
             if validate_rcpt is None:
                 return Annotator(self.annotate, following)
             save_mail = self.save_mail
         return hooked(save_mail, validate_rcpt, following)
+
+
+def is_own(method: Callable[..., Any], inherited: Callable[..., Any]) -> bool:
+    """Return whether the method of an instance is another one than that of its base: by its class, or its own."""
+    return getattr(method, "__func__", None) is not inherited
 
 
 Function: TypeAlias = Callable[[Envelope], Reply | None] | Callable[[Envelope], Awaitable[Reply | None]]

@@ -33,7 +33,11 @@ def compressed_of(envelope: Envelope) -> Compressed | None:
 
 async def body_of(envelope: Envelope) -> bytes:
     """Return the octets that are kept of the message."""
-    compressed = compressed_of(envelope)
+    return await body_in(envelope, compressed_of(envelope))
+
+
+async def body_in(envelope: Envelope, compressed: Compressed | None) -> bytes:
+    """Return the octets of the message in the compressed form that it was found to have, or as it is."""
     if compressed is not None:
         octets = await compressed.data()
         return octets if type(octets) is bytes else bytes(memoryview(octets))  # text, a number or None has none

@@ -9,7 +9,7 @@ from structlog.typing import FilteringBoundLogger
 
 from guerrilla.backends.base import CallNext, Process
 from guerrilla.backends.hooks import Keeper, Tell
-from guerrilla.backends.processor import Processor, end_of_line
+from guerrilla.backends.processor import Processor, end_of_line, is_own
 from guerrilla.envelope import Envelope
 from guerrilla.smtp.replies import INSUFFICIENT_STORAGE, LOCAL_ERROR, STORAGE_NOT_AVAILABLE, Reply, queued
 from guerrilla.stores.base import Bodies, MailStore
@@ -67,7 +67,7 @@ class TableProcessor(Processor[KeysT]):
     def decorate(self, following: Process) -> Process:
         """Stack it on what follows; at the end of the line no worker has to wait for the commit."""
         process = super().decorate(following)
-        if following is not end_of_line or getattr(self.save_mail, "__func__", None) is not TableProcessor.save_mail:
+        if following is not end_of_line or is_own(self.save_mail, TableProcessor.save_mail):
             return process
         return Keeper(process, self._begin, self._reply)
 

@@ -12,7 +12,7 @@ from ipaddress import ip_address
 from typing import Any, Final
 
 from guerrilla.envelope import Envelope, Headers
-from guerrilla.stores.body import MAX_ON_LOOP, body_of, compressed_of
+from guerrilla.stores.body import MAX_ON_LOOP, body_in, compressed_of
 from guerrilla.stores.sql_table import HASH, RECIPIENT
 from guerrilla.stores.sql_values import Row
 from guerrilla.written import written
@@ -65,11 +65,11 @@ class Letter:
             return bytes(self._envelope) if self._at_hand else None
         ask = getattr(self._compressed, "at_hand", None)
         octets: object = ask() if callable(ask) else None
-        return octets if isinstance(octets, bytes) else None
+        return octets if type(octets) is bytes else None
 
     async def mail(self) -> bytes:
         """Return what the column ``mail`` holds."""
-        return b"" if self.elsewhere else await body_of(self._envelope)
+        return b"" if self.elsewhere else await body_in(self._envelope, self._compressed)
 
 
 def _rows(envelope: Any, host: str, body: str) -> list[Row]:

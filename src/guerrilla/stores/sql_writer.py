@@ -225,7 +225,7 @@ class SqlWriter:
             tell(error)
 
         if not letter.rows:  # there is nothing to be kept
-            return asyncio.get_running_loop().call_soon(told, None).cancel
+            return asyncio.get_running_loop().call_soon(tell, None).cancel
         return partial(self._batcher.withdraw, self._batcher.put(letter, told))
 
     async def take_back(self, letter: Letter) -> None:
@@ -412,13 +412,7 @@ class _Writing:
         rows: list[Row] = []
         size = 0
         for letter in self._letters:
-            try:
-                mail = letter.mail_at_hand()
-                if mail is None:
-                    mail = self._writer.database.wait(letter.mail())
-            except Exception as error:
-                # The message's own affair, not the others': its time may be over, and its map closed.
-                raise BatchRefusedError(f"its octets cannot be had: {cause_of(error)}") from error
+            mail = self._octets_of(letter)
             if len(mail) + _ROW_OVERHEAD > packet:
                 raise BatchRefusedError(f"it is larger than the max_allowed_packet of the database, {packet} octets")
             for row in letter.rows:
@@ -430,6 +424,21 @@ class _Writing:
                 rows.append(whole)
                 size += len(mail) + 1_000
         self._writer.insert(connection, rows)
+
+    def _octets_of(self, letter: Letter) -> bytes:
+        """Return the octets of a message. What that raises is its own affair: its time may be over, its map closed."""
+        try:
+            mail = letter.mail_at_hand()
+        except KeyboardInterrupt:
+            raise  # it is the program that is to end
+        except BaseException as error:  # nothing is awaited: so it is not we who are cancelled
+            raise BatchRefusedError(f"its octets cannot be had: {cause_of(error)}") from error
+        if mail is not None:
+            return mail
+        try:
+            return self._writer.database.wait(letter.mail())
+        except Exception as error:
+            raise BatchRefusedError(f"its octets cannot be had: {cause_of(error)}") from error
 
 
 def _not_kept(error: Exception) -> NotKeptError:
