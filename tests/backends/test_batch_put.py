@@ -216,6 +216,29 @@ async def test_a_commit_of_which_all_is_withdrawn_is_cut_short() -> None:
     assert store.undone == [1, 2]
 
 
+async def test_what_is_withdrawn_and_refused_need_not_be_undone() -> None:
+    """What the store has refused is not there."""
+    begun = asyncio.Event()
+    undone: list[int] = []
+
+    async def commit(items: Sequence[int]) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            raise BatchRefusedError from None
+
+    async def undo(items: Sequence[int]) -> None:
+        undone.extend(items)
+
+    batcher = Batcher(commit, undo, on_error=unexpected)
+    ticket = batcher.put(1, unexpected_tell)
+    await begun.wait()
+    batcher.withdraw(ticket)
+    await batcher.close()
+    assert undone == []
+
+
 async def test_a_batch_that_waits_for_the_last_one_leaves_when_it_is_put(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("guerrilla.backends.batch._LEAST_PATIENCE", 60.0)
     store = Store()

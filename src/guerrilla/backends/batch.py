@@ -157,9 +157,9 @@ class Batcher(Generic[ItemT]):
         if self._closed:
             raise RuntimeError("the batcher is closed")
         self._waiting.append(entry)
-        if self._runner is None:
+        if self._all_there is None:
             self._wake()
-        elif self._all_there is not None and len(self._waiting) >= self._expected:
+        elif len(self._waiting) >= self._expected:
             self._wait_no_longer()
 
     def _wake(self) -> None:
@@ -244,11 +244,10 @@ class Batcher(Generic[ItemT]):
             await self._settle([entry for entry in batch[middle:] if not entry.withdrawn])
             return
         trace = error.__traceback__ if error is not None else None
+        unwanted: list[ItemT] = []
         for entry in batch:
             if entry.withdrawn:
-                if not refused:
-                    # A commit that was cut short, or lost its connection, may have been done all the same.
-                    self._unwanted.append(entry.item)
+                unwanted.append(entry.item)
                 continue
             if error is not None:
                 error = error.with_traceback(trace)  # it grows where it is raised
@@ -258,6 +257,9 @@ class Batcher(Generic[ItemT]):
                 raise  # it is the program that is to end
             except BaseException as failure:
                 self._on_error(_as_error(failure))
+        if not refused:
+            # A commit that was cut short, or lost its connection, may have been done all the same.
+            self._unwanted += unwanted
 
     async def _attempt(
         self, action: Callable[[Sequence[ItemT]], Awaitable[None]], items: Sequence[ItemT]
