@@ -67,11 +67,11 @@ class Batcher(Generic[ItemT]):
 
     ``commit`` is given the items of one batch and must keep all of them or, if it raises, none. If it raises
     BatchRefusedError, the batch is halved and tried again until the refused item stands alone: it fails, the others are
-    kept. Whatever else it raises fails the whole batch. When every ``add`` of a batch has been cancelled, and all that was
-    put into it is withdrawn, its commit is cancelled too.
+    kept. Whatever else it raises fails the whole batch. When every ``add`` of a batch has been cancelled, and all that
+    was put into it is withdrawn, its commit is cancelled too.
 
-    ``undo`` is given the items of which that came when their commit had begun, kept or not: their clients have been told
-    to try again, so they must go (RFC 5321 section 4.2.5). What it raises goes to ``on_error``.
+    ``undo`` is given the items that were cancelled or withdrawn when their commit had begun, kept or not: their clients
+    have been told to try again, so they must go (RFC 5321 section 4.2.5). What it raises goes to ``on_error``.
 
     A batch has ``max_items`` at most, and, if ``size`` says how many octets an item has, ``max_size`` octets; an item
     that is larger goes alone.
