@@ -1,6 +1,7 @@
 """Compiles what every message passes through, with mypyc; all else about the package is in pyproject.toml.
 
-The compiled form is made of the same source, and of a few functions in C (``_scan.c``). It does the same, faster.
+The compiled form is made of the same source, and of a few functions in C (``_scan.c``, ``server/_system_calls.c``). It
+does the same, faster.
 Where there is no C compiler, or Python's own header files are not installed, the package is built without it and runs
 as it stands. ``GUERRILLA_COMPILE=0`` leaves it out too, and ``GUERRILLA_COMPILE=1`` makes its failure an error.
 ``guerrillad version`` says which form it is.
@@ -38,6 +39,7 @@ COMPILED = [
     "server/questions.py",
     "server/spool.py",
     "server/turn.py",
+    "server/wire.py",
     "server/witness.py",
     "smtp/address.py",
     "smtp/commands.py",
@@ -116,7 +118,10 @@ def extensions() -> list[object]:
             # Not +=: all of them share one list.
             extension.extra_compile_args = [*extension.extra_compile_args, "-fno-plt", "-fno-semantic-interposition"]
     optimized = [] if sys.platform == "win32" else ["-O3"]
-    return [*built, Extension("guerrilla._scan", [f"{PACKAGE}/_scan.c"], extra_compile_args=optimized)]
+    by_hand = [Extension("guerrilla._scan", [f"{PACKAGE}/_scan.c"], extra_compile_args=optimized)]
+    if sys.platform == "linux":
+        by_hand.append(Extension("guerrilla.server._system_calls", [f"{PACKAGE}/server/_system_calls.c"]))
+    return [*built, *by_hand]
 
 
 setup(ext_modules=[] if WISH == "0" else extensions(), cmdclass={"build_ext": BuildAllOrNothing})

@@ -38,6 +38,7 @@ from guerrilla.server.listener import Server
 from guerrilla.server.policy import Policy
 from guerrilla.server.sockets import open_sockets
 from guerrilla.server.spool import Spool
+from guerrilla.server.wire import Wire
 from guerrilla.server.witness import Witness
 from guerrilla.smtp.hosts import AllowedHosts
 from guerrilla.smtp.replies import Reply
@@ -254,9 +255,8 @@ class House:
 
     def narrow(self, connection: Connection) -> None:
         """Have the system hold little of what is sent to a client: so it takes little to fill it."""
-        assert connection._transport is not None
-        number = connection._transport.get_extra_info("socket").fileno()
-        with socket.socket(fileno=os.dup(number)) as sock:
+        assert isinstance(connection._transport, Wire)
+        with socket.socket(fileno=os.dup(connection._transport.fileno())) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
 
     async def until(self, condition: Callable[[], object]) -> None:

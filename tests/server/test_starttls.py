@@ -153,6 +153,40 @@ async def test_garbage_instead_of_a_handshake_ends_the_connection(serve: HouseMa
     assert only_the_handshake_failed(house)
 
 
+LONG = (b"MAIL FROM:<>\r\n" + b"RCPT TO:<b@example.com>\r\n" * 100 + b"DATA\r\n.\r\n") * 15
+"""Transactions with more replies than the system takes, and less than is waited for."""
+
+
+async def behind(house: House) -> Client:
+    """Return a client that has asked for TLS, and has not taken all that it was told before."""
+    client = await house.greeted()
+    (connection,) = house.server.connections
+    house.narrow(connection)
+    await client.send(LONG + b"STARTTLS\r\n")
+    await house.until(lambda: connection._transport is None)
+    return client
+
+
+async def test_all_that_was_said_in_clear_is_sent_before_the_handshake(
+    serve: HouseMaker, certificate: Certificate
+) -> None:
+    house = serve(start_tls_on=True)
+    client = await behind(house)
+    said = [await client.reply() for _ in range(15 * 103)]
+    assert {text[:3] for text in said} == {"250", "354"}
+    assert await client.reply() == "220 2.0.0 Ready to start TLS"
+    await client.secure(certificate.client_context())
+    assert await client.talk("EHLO client.test") == ["250"]
+
+
+async def test_a_client_that_does_not_take_it_loses_its_place_at_the_deadline_too(serve: HouseMaker) -> None:
+    house = serve(start_tls_on=True, timeout=0.2)
+    await behind(house)
+    await house.empty()
+    assert house.log[-1]["event"] == "TLS handshake failed"
+    assert house.log[-1]["cause"] == "the client does not take what it was told before the handshake"
+
+
 @pytest.mark.parametrize("vanish", ["close", "reset", "end"])
 async def test_a_client_that_vanishes_in_the_handshake_frees_its_place(serve: HouseMaker, vanish: str) -> None:
     house = serve(start_tls_on=True)

@@ -15,6 +15,13 @@ from guerrilla.log_records import Lines, Output
 from guerrilla.server.turn import Turn
 
 
+@dataclass
+class Doing:
+    """A job that is a call."""
+
+    go_on: Callable[[], None]
+
+
 class Ending(asyncio.Protocol):
     """Tells when its connection is lost."""
 
@@ -91,8 +98,8 @@ async def test_a_task_that_fails_leaves_the_others_their_turn() -> None:
         raise error
 
     turn = Turn(loop, Lines())
-    turn.do(fail)
-    turn.do(done.set)
+    turn.do(Doing(fail))
+    turn.do(Doing(done.set))
     await done.wait()
     assert told == [error]
 
@@ -128,9 +135,9 @@ async def test_lines_of_the_log_are_written_once_and_no_reply_is_ahead_of_its_ow
 
     answer(b"0\n")  # on a callback of the loop's own
     for line in (b"1\n", b"2\n"):
-        turn.do(partial(answer, line))
-    turn.do(answer_and_close)
-    turn.do(partial(answer, b"4\n"))
+        turn.do(Doing(partial(answer, line)))
+    turn.do(Doing(answer_and_close))
+    turn.do(Doing(partial(answer, b"4\n")))
     turn.work()
     assert transport.seen == [b"0\n1\n2\n3\n"] * 4 + [b"0\n1\n2\n3\n4\n"]
     answer(b"5\n")
@@ -147,7 +154,7 @@ async def test_an_interrupt_leaves_no_line_of_the_log_behind(tmp_path: Path) -> 
 
     lines = Lines()
     turn = Turn(asyncio.get_running_loop(), lines)
-    turn.do(interrupt)
+    turn.do(Doing(interrupt))
     with pytest.raises(KeyboardInterrupt):
         turn.work()
     assert (tmp_path / "log").read_bytes() == b"1\n"
@@ -159,7 +166,7 @@ async def test_an_interrupt_in_a_task_ends_the_program() -> None:
         raise KeyboardInterrupt
 
     turn = Turn(asyncio.get_running_loop(), Lines())
-    turn.do(interrupt)
+    turn.do(Doing(interrupt))
     with pytest.raises(KeyboardInterrupt):
         turn.work()
 
@@ -172,13 +179,13 @@ def test_after_an_interrupt_the_others_have_their_turn_when_the_loop_is_run_agai
 
     def interrupt() -> None:
         turn.put(transport, b"250 OK\r\n")
-        turn.do(partial(told.append, "next"))
+        turn.do(Doing(partial(told.append, "next")))
         raise KeyboardInterrupt
 
     loop = asyncio.new_event_loop()
     turn = Turn(loop, Lines())
-    turn.do(interrupt)
-    turn.do(partial(told.append, "other"))
+    turn.do(Doing(interrupt))
+    turn.do(Doing(partial(told.append, "other")))
     with pytest.raises(KeyboardInterrupt):
         loop.run_forever()
     assert told == []

@@ -1,24 +1,26 @@
 """One client's connection: moves octets between a socket and a session, and asks the backend what the session asks.
 
-There is no coroutine, task, timer, stream object or buffer here while a connection is idle: the loop reads for all into
-one of its own; time limits are looked at by the server's sweep. A connection is its transport, its session, and a few
-numbers.
+There is no coroutine, task, timer, stream object or buffer here while a connection is idle: all are read into one that
+they share; time limits are looked at by the server's sweep. A connection is its wire, its session, and a few numbers.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Awaitable, Callable
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from structlog.typing import FilteringBoundLogger
 
 from guerrilla.counters import Counters
 from guerrilla.envelope import Address, Envelope, TLSInfo
-from guerrilla.server.questions import asked
+from guerrilla.server.handshake import shake_hands
+from guerrilla.server.questions import Question, asked
 from guerrilla.server.tls import tls_info
+from guerrilla.server.wire import Wire
 from guerrilla.smtp.events import (
     Busy,
     Closed,
@@ -42,14 +44,15 @@ LINGER = 2.0
 """Seconds that we read on after the last word to a client that still talks, so that a reset does not swallow it."""
 
 
-class Connection(asyncio.Protocol):
-    """The protocol object of one client. ``refusal`` is for one too many: it is told, and sent away.
+class Connection:
+    """What a wire talks to, or in TLS a transport of the loop: one client.
 
-    ``trusted`` says that it is a proxy, which may use XCLIENT, and ``encrypted`` that it begins with a TLS handshake.
+    ``refusal`` is for one too many: it is told, and sent away. ``trusted`` says that it is a proxy, which may use
+    XCLIENT, and ``encrypted`` that it begins with a TLS handshake.
     """
 
     __slots__ = (
-        "_answer", "_asked_at", "_began", "_blocked", "_content_since", "_counters", "_early", "_handshaking",
+        "_answer", "_asked_at", "_began", "_blocked", "_content_since", "_counters", "_handshaking",
         "_kept", "_loop", "_over", "_paused", "_policy", "_received", "_refusal", "_remote_port", "_server",
         "_session", "_since", "_tls", "_transport", "_trusted", "_waits", "encrypted", "place", "remote_ip",
     )  # fmt: skip
@@ -78,11 +81,10 @@ class Connection(asyncio.Protocol):
         self._trusted = trusted
         self.encrypted = encrypted
         """Whether TLS is on from the first octet."""
-        self._transport: asyncio.Transport | None = None
+        self._transport: Wire | asyncio.Transport | None = None
         self._session: Session | None = None
         self._tls: TLSInfo | None = None
         self._handshaking = False
-        self._early = b""
         # What the sweep looks at, in seconds of the loop's clock.
         self._since = self._began = server.clock()
         self._content_since = 0.0
@@ -98,16 +100,19 @@ class Connection(asyncio.Protocol):
 
     # The transport's calls.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet. Where TLS is always on, the handshake is over."""
-        self._transport = cast(asyncio.Transport, transport)
+    def connection_made(self, transport: Wire | asyncio.Transport) -> None:
+        """Greet. A transport of the loop's is one in TLS, after its handshake; after STARTTLS nobody is greeted."""
+        self._transport = transport
         if self._refusal is not None:
-            self._transport.write(self._refusal.wire)
+            transport.write(self._refusal.wire)
             self._close(linger=True)
             return
-        if self.encrypted:
+        if not isinstance(transport, Wire):
             self._counters.tls_handshakes += 1
             self._tls = tls_info(transport.get_extra_info("ssl_object"))
+        if self._session is not None:
+            self._go_on_in_tls(self._session)
+            return
         self._session = Session(
             self._policy.settings,
             self._policy,
@@ -124,9 +129,6 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Give the session what has come."""
-        if self._handshaking:
-            self._early += data  # decrypted already: the transport knew before we did
-            return
         session = self._session
         if session is None or self._over:
             return
@@ -139,7 +141,7 @@ class Connection(asyncio.Protocol):
         if session.unread > MAX_UNREAD:
             self._advance(talking=True)  # the loop may read as much again, and again, before this turn ends
         else:
-            self._server.turn.do(self._go_on)
+            self._server.turn.do(self)
 
     def eof_received(self) -> bool:
         """Work off what the client has sent before it ended; keep the connection until the last answer is sent.
@@ -296,7 +298,7 @@ class Connection(asyncio.Protocol):
         self._flush(session)
         self._watch(session)
 
-    def _go_on(self) -> None:
+    def go_on(self) -> None:
         """Work off what has come, after what came from all others in this turn was read too."""
         if self._handshaking:
             return
@@ -373,24 +375,21 @@ class Connection(asyncio.Protocol):
     def _ask(
         self, question: Callable[[Envelope], Awaitable[Reply]], envelope: Envelope, recipient: Address | None = None
     ) -> None:
-        """Put a question to the backend; ``_answered`` is called in the turn of its answer, with all of that turn."""
+        """Put a question to the backend; ``answered`` is called in the turn of its answer, with all of that turn."""
         self._asked_at = perf_counter()  # the loop's clock stands still while a callback runs
         self._answer = answer = asked(question, envelope, self._loop, self._server.keep)
-
-        def tell(_: object = None) -> None:
-            self._server.turn.do(lambda: self._answered(answer, envelope, recipient))
-
+        out = Question(self, self._server.turn, answer, envelope, recipient)
         if answer.done():  # the loop would make a handle for each callback
-            tell()
+            self._server.turn.do(out)
         else:
-            answer.add_done_callback(tell)
+            answer.add_done_callback(out.tell)
 
     @property
     def _log(self) -> FilteringBoundLogger:
         """The log that is open for sure: who has gone is not waited for by a policy that a reload has replaced."""
         return self._server.policy.log if self._over else self._policy.log
 
-    def _answered(self, done: asyncio.Future[Any], envelope: Envelope, recipient: Address | None) -> None:
+    def answered(self, done: asyncio.Future[Any], envelope: Envelope, recipient: Address | None) -> None:
         """Give the client its answer, whatever processors have made of the envelope: nobody else looks after it now."""
         session = self._session
         reply = LOCAL_ERROR
@@ -434,46 +433,35 @@ class Connection(asyncio.Protocol):
     # STARTTLS.
 
     def _start_tls(self, session: Session) -> None:
-        assert self._transport is not None
+        assert isinstance(self._transport, Wire)  # in TLS it is refused
         self._server.turn.send()
-        # What is still on its way in clear must meet the handshake, and fail it (RFC 3207 section 5).
-        self._transport.pause_reading()
+        if self._transport.is_closing():
+            return  # the client has gone, and we shall be told
+        # What is still on its way in clear meets the handshake, and fails it (RFC 3207 section 5).
+        connected, unsent = self._transport.detach()
+        self._transport = None
         self._handshaking = True
-        self._server.keep(self._loop.create_task(self._handshake(self._transport, session)))
+        self._server.keep(self._loop.create_task(self._handshake(connected, unsent)))
 
-    async def _handshake(self, transport: asyncio.Transport, session: Session) -> None:
+    async def _handshake(self, connected: socket.socket, unsent: bytes) -> None:
         context = self._policy.tls_context
         assert context is not None
-        if transport.is_closing():
-            return  # the client has gone; start_tls would wait for ever
-        encrypted: asyncio.Transport | None = None
         try:
-            encrypted = await self._loop.start_tls(
-                transport,
-                self,
-                context,
-                server_side=True,
-                ssl_handshake_timeout=self._policy.handshake_timeout,
-                ssl_shutdown_timeout=LINGER,
-            )
+            await shake_hands(self._loop, self, connected, context, self._policy.handshake_timeout, unsent)
         except (OSError, ValueError) as error:
             # Also ssl.SSLError, and the deadline's; ValueError is for a client certificate that Python cannot decode.
             self._counters.tls_failures += 1
             self._policy.log.info("TLS handshake failed", client=self.remote_ip, cause=str(error))
         finally:
-            if encrypted is None:
-                transport.abort()
+            if self._handshaking:
+                connected.close()
                 self.connection_lost(None)  # of a connection that is lost in its handshake the loop does not tell
-        if encrypted is None or self._over:
-            return
+
+    def _go_on_in_tls(self, session: Session) -> None:
+        assert self._tls is not None
         self._handshaking = False
-        self._transport = encrypted
-        self._counters.tls_handshakes += 1
-        self._tls = tls = tls_info(encrypted.get_extra_info("ssl_object"))
         self._since = self._server.clock()
-        session.tls_established(tls)
-        session.receive_data(self._early)
-        self._early = b""
+        session.tls_established(self._tls)
         self._advance(talking=True)
 
     # The end.

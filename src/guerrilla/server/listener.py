@@ -7,17 +7,19 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any, Final
 
-from guerrilla.server.connection import LINGER, Connection
+from guerrilla.server.connection import Connection
+from guerrilla.server.handshake import shake_hands
 from guerrilla.server.limits import Clients, client_address
 from guerrilla.server.policy import Policy
 from guerrilla.server.proxies import read_header
+from guerrilla.server.readiness import readiness
 from guerrilla.server.shared_limits import SharedClients
-from guerrilla.server.sockets import accept
+from guerrilla.server.system_calls import accept, send
 from guerrilla.server.turn import Turn
+from guerrilla.server.wire import Wire, Wires
 from guerrilla.server.witness import Witness
 from guerrilla.smtp.replies import SHUTTING_DOWN, TOO_MANY_CLIENTS, Reply
 
@@ -70,6 +72,7 @@ class Server:
             if clients is not None
             else Clients(policy.config.max_clients, policy.config.max_clients_per_address)
         )
+        self._wires = Wires(self.loop, readiness())
         self._refusing = 0
         self._sockets = list(sockets)
         self._shared = clients
@@ -84,7 +87,10 @@ class Server:
     def start(self) -> None:
         """Accept from now on."""
         self._spare = _open_spare()
+        self._wires.start()
         for listening in self._sockets:
+            # What is accepted has it from there; a reply must not wait until the last one is acknowledged.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.loop.add_reader(listening.fileno(), self._accept, listening)
         if self._shared is not None:
             self._shared.accept(True)
@@ -135,6 +141,7 @@ class Server:
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self._empty.wait()
+        self._wires.close()
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
@@ -198,18 +205,19 @@ class Server:
     def _take(self, listening: socket.socket) -> bool:
         """Take one connection, and return whether there may be another."""
         try:
-            accepted, peer = accept(listening)
-        except BlockingIOError:
-            return False
+            accepted = accept(listening)
         except OSError as error:
             if error.errno in _GONE:
                 return True
             self._pause(listening, error)
             return False
-        self._adopt(accepted, client_address(peer[0]), peer[1])
+        if accepted is None:
+            return False
+        number, address, port = accepted
+        self._adopt(number, client_address(address), port)
         return True
 
-    def _adopt(self, accepted: socket.socket, remote_ip: str, remote_port: int) -> None:
+    def _adopt(self, number: int, remote_ip: str, remote_port: int) -> None:
         proxies = self.policy.proxies
         introduced = proxies.header_from(remote_ip)
         trusted = proxies.xclient_from(remote_ip)
@@ -219,7 +227,7 @@ class Server:
         if refusal is not None:
             if self._refusing >= MAX_REFUSALS:
                 self.witness.turned_away(refusal)
-                _turn_away(accepted, refusal)
+                _turn_away(number, refusal)
                 return
             self._refusing += 1
             self.witness.refused(self.policy.log, self.name, (remote_ip, remote_port), refusal)
@@ -232,23 +240,24 @@ class Server:
             self._empty.clear()
         self.connections.add(connection)
         if introduced or connection.encrypted:
+            accepted = socket.socket(fileno=number)
+            accepted.setblocking(False)
             self.keep(self.loop.create_task(self._connect_in_time(accepted, connection, introduced, self.policy)))
         else:
-            handing = self.loop.connect_accepted_socket(lambda: connection, accepted)
-            self._connect(handing.__await__(), accepted, connection)
+            self._connect(number, connection)
 
-    def _connect(self, steps: Iterator[Any], accepted: socket.socket, connection: Connection, _: object = None) -> None:
-        """Hand a socket over to its connection, by the loop's coroutine for that: begin it, or go on with it.
-
-        It waits once, until the connection was told. A task for that would be a twentieth of what a connection costs.
-        """
+    def _connect(self, number: int, connection: Connection) -> None:
+        """Let a connection in clear talk."""
+        wire: Wire | None = None
         try:
-            told: asyncio.Future[Any] | None = next(steps, None)
+            wire = Wire(self._wires, number, connection)
+            connection.connection_made(wire)
         except Exception as error:
-            self._not_connected(accepted, connection, error)
-        else:
-            if told is not None:
-                told.add_done_callback(partial(self._connect, steps, accepted, connection))
+            self._not_connected(connection, error)
+            if wire is None:
+                os.close(number)
+            else:
+                wire.abort()
 
     async def _connect_in_time(
         self, accepted: socket.socket, connection: Connection, introduced: bool, policy: Policy
@@ -261,29 +270,24 @@ class Server:
         try:
             if introduced:
                 connection.introduce(await read_header(accepted, policy.handshake_timeout))
-            await self.loop.connect_accepted_socket(
-                lambda: connection,
-                accepted,
-                ssl=context,
-                ssl_handshake_timeout=policy.handshake_timeout if context else None,
-                ssl_shutdown_timeout=LINGER if context else None,
-            )
+            if context is None:
+                self._connect(accepted.detach(), connection)
+            else:
+                await shake_hands(self.loop, connection, accepted, context, policy.handshake_timeout)
         except (OSError, ValueError) as error:
             # The client has gone, its header is none, the handshake has failed, or their time is over. ValueError is
             # the loop's, for a client certificate that Python cannot decode.
             if context is not None:
                 self.witness.counters.tls_failures += 1
-            self._not_connected(accepted, connection, error)
+            accepted.close()
+            self._not_connected(connection, error)
         except BaseException:
-            self._give_up(accepted, connection)
+            accepted.close()
+            self.forget(connection)
             raise
 
-    def _not_connected(self, accepted: socket.socket, connection: Connection, error: Exception) -> None:
+    def _not_connected(self, connection: Connection, error: Exception) -> None:
         self.policy.log.info("connection failed", client=connection.remote_ip, cause=str(error))
-        self._give_up(accepted, connection)
-
-    def _give_up(self, accepted: socket.socket, connection: Connection) -> None:
-        accepted.close()
         self.forget(connection)
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
@@ -300,9 +304,12 @@ class Server:
     def _turn_all_away(self, listening: socket.socket) -> None:
         for _ in range(ACCEPT_BURST):
             try:
-                _turn_away(accept(listening)[0], TOO_MANY_CLIENTS)
+                accepted = accept(listening)
             except OSError:
                 return
+            if accepted is None:
+                return
+            _turn_away(accepted[0], TOO_MANY_CLIENTS)
 
     def _resume(self, listening: socket.socket) -> None:
         if listening in self._sockets:
@@ -326,10 +333,11 @@ class Server:
             connection.check(now)
 
 
-def _turn_away(accepted: socket.socket, reply: Reply) -> None:
-    """Tell a client why, as far as its socket takes it at once, and cut it off."""
-    with accepted, contextlib.suppress(OSError):
-        accepted.send(reply.wire)
+def _turn_away(number: int, reply: Reply) -> None:
+    """Tell a client why, as far as the system takes it at once, and cut it off."""
+    with contextlib.suppress(OSError):
+        send(number, reply.wire)
+    os.close(number)
 
 
 def _open_spare() -> int:

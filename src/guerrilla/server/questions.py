@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from guerrilla.envelope import Envelope
+from guerrilla.envelope import Address, Envelope
 from guerrilla.smtp.replies import Reply
+
+if TYPE_CHECKING:
+    from guerrilla.server.connection import Connection
+    from guerrilla.server.turn import Turn
 
 
 def asked(
@@ -34,3 +38,26 @@ def asked(
 
 async def _awaited(promise: Awaitable[Reply]) -> Reply:
     return await promise
+
+
+class Question:
+    """A question that is out, and the job of passing its answer on to the connection that has asked."""
+
+    __slots__ = ("_answer", "_asker", "_envelope", "_recipient", "_turn")
+
+    def __init__(
+        self, asker: Connection, turn: Turn, answer: asyncio.Future[Any], envelope: Envelope, recipient: Address | None
+    ) -> None:
+        self._asker = asker
+        self._turn = turn
+        self._answer = answer
+        self._envelope = envelope
+        self._recipient = recipient
+
+    def tell(self, _: object) -> None:
+        """Have the answer, which is there, passed on in this turn."""
+        self._turn.do(self)
+
+    def go_on(self) -> None:
+        """Pass it on."""
+        self._asker.answered(self._answer, self._envelope, self._recipient)

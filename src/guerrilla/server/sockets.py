@@ -1,11 +1,11 @@
-"""Listening sockets: opened once, and handed to the servers that accept from them; and what they accept."""
+"""Listening sockets: opened once, and handed to the servers that accept from them."""
 
 from __future__ import annotations
 
 import errno
 import socket
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 BACKLOG: Final = 1024
 """Connections that may wait to be accepted."""
@@ -24,27 +24,6 @@ def open_sockets(host: str, port: int, beside: Sequence[socket.socket] = ()) -> 
     finally:
         for each in beside:
             _share(each, False)
-
-
-class Accepted(socket.socket):
-    """A connection that was accepted. Its family and its type are plain numbers.
-
-    Those of other sockets are looked up among the members of an enumeration each time that they are asked for. The
-    loop asks thrice, and that would be a tenth of what a connection costs.
-    """
-
-    __slots__ = ()
-    family = socket.SocketType.family  # type: ignore[assignment]  # numbers, no members
-    type = socket.SocketType.type  # type: ignore[assignment]  # as above
-
-
-def accept(listening: socket.socket) -> tuple[Accepted, Any]:
-    """Do what ``listening.accept()`` does. The socket does not block."""
-    descriptor, peer = listening._accept()  # type: ignore[attr-defined]  # what accept() itself calls
-    family, kind = Accepted.family.__get__(listening), Accepted.type.__get__(listening)
-    accepted = Accepted(family, kind, listening.proto, descriptor)
-    accepted.setblocking(False)
-    return accepted, peer
 
 
 def _open(host: str, port: int, *, shares: bool) -> list[socket.socket]:

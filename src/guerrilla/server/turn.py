@@ -8,9 +8,17 @@ woken by each reply, to go to sleep again before the next; and the log is writte
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from typing import Protocol
 
 from guerrilla.log_records import Lines
+from guerrilla.server.wire import Wire
+
+
+class Job(Protocol):
+    """Something to be done in a turn."""
+
+    def go_on(self) -> None:
+        """Do it."""
 
 
 class Turn:
@@ -19,42 +27,42 @@ class Turn:
     ``lines`` of the log, about what is worked off, are written together, and no reply is ahead of its own.
     """
 
-    __slots__ = ("_letters", "_lines", "_loop", "_tasks", "_working")
+    __slots__ = ("_jobs", "_letters", "_lines", "_loop", "_working")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, lines: Lines) -> None:
         self._loop = loop
-        self._tasks: list[Callable[[], None]] = []
-        self._letters: list[tuple[asyncio.Transport, bytes]] = []
+        self._jobs: list[Job] = []
+        self._letters: list[tuple[Wire | asyncio.Transport, bytes]] = []
         self._working = False
         self._lines = lines
 
-    def do(self, task: Callable[[], None]) -> None:
-        """Have the task done when all that is there has been read."""
-        if not self._tasks:
+    def do(self, job: Job) -> None:
+        """Have the job done when all that is there has been read."""
+        if not self._jobs:
             self._loop.call_soon(self.work)
-        self._tasks.append(task)
+        self._jobs.append(job)
 
     def work(self) -> None:
         """Do all of it now: also to be called before it is looked at who was silent."""
-        tasks, self._tasks = self._tasks, []
+        jobs, self._jobs = self._jobs, []
         self._working = self._lines.held = True
         try:
-            for number, task in enumerate(tasks):
+            for number, job in enumerate(jobs):
                 try:
-                    task()
+                    job.go_on()
                 except (KeyboardInterrupt, SystemExit):
                     # The others have their turn if the loop is run again, to shut down.
-                    self._tasks[:0] = tasks[number + 1 :]
+                    self._jobs[:0] = jobs[number + 1 :]
                     self._loop.call_soon(self.work)
                     raise
                 except BaseException as error:  # as the loop does with what it calls: the others have their turn
-                    self._loop.call_exception_handler({"message": "a task of this turn failed", "exception": error})
+                    self._loop.call_exception_handler({"message": "a job of this turn failed", "exception": error})
         finally:
             self._working = self._lines.held = False
             self._lines.write()
         self.send()
 
-    def put(self, transport: asyncio.Transport, data: bytes) -> None:
+    def put(self, transport: Wire | asyncio.Transport, data: bytes) -> None:
         """Have the octets sent at the end of this turn, behind all that was put here before."""
         if not self._letters and not self._working:
             self._loop.call_soon(self.send)
