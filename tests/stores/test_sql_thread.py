@@ -87,6 +87,22 @@ async def test_awaited(thread: WorkThread) -> None:
     )
 
 
+async def test_awaited_in_vain(thread: WorkThread) -> None:
+    """What does not come is given up and cancelled; a TimeoutError of its own is told as it is."""
+    loop = asyncio.get_running_loop()
+    never = loop.create_future()
+    with pytest.raises(TimeoutError, match=r"not there after 0\.01 s"):
+        await thread.do(lambda: awaited(never, loop, 0.01))
+    await asyncio.sleep(0)
+    assert never.cancelled()
+
+    async def fail() -> None:
+        raise TimeoutError("mine")
+
+    with pytest.raises(TimeoutError, match="mine"):
+        await thread.do(lambda: awaited(fail(), loop))
+
+
 async def test_ends_and_begins() -> None:
     """Until there is work, and when all is done, there is no thread; the next piece of work makes one."""
     thread = WorkThread("worker")

@@ -11,9 +11,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 ResultT = TypeVar("ResultT")
+PATIENCE: Final = 60.0
+"""Seconds that the thread waits for what the loop awaits for it: all others wait meanwhile."""
 
 _Work: TypeAlias = "tuple[Callable[[], Any], _Outcome]"
 """What is to be done, and who waits for it."""
@@ -61,13 +63,22 @@ class WorkThread:
         self._work.put(work)
 
 
-def awaited(awaitable: Awaitable[ResultT], loop: asyncio.AbstractEventLoop) -> ResultT:
-    """Return, in such a thread, what the loop gets from awaiting something."""
+def awaited(awaitable: Awaitable[ResultT], loop: asyncio.AbstractEventLoop, seconds: float = PATIENCE) -> ResultT:
+    """Return, in such a thread, what the loop gets from awaiting something.
+
+    Raises what that raises, and TimeoutError if there is nothing after so many seconds; then it is cancelled.
+    """
 
     async def get() -> ResultT:
         return await awaitable
 
-    return asyncio.run_coroutine_threadsafe(get(), loop).result()
+    asked = asyncio.run_coroutine_threadsafe(get(), loop)
+    try:
+        return asked.result(seconds)
+    except TimeoutError:
+        if asked.cancel():
+            raise TimeoutError(f"not there after {seconds:g} s") from None
+        raise  # it is what was awaited that has raised it
 
 
 def _run(works: SimpleQueue[_Work | None]) -> None:
