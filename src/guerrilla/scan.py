@@ -1,8 +1,7 @@
 """What looks at every octet of a message: for newlines that are none, for a dot that leads a line, for header fields.
 
-Where there is a C compiler it is in C (``_scan.c``), the only lines of this package that are written twice: what
-Python's own searches take for a message of 100 kB is more than all else that is done with it, and a header is searched
-anew for each of its fields. Both pass the same tests.
+Where there is a C compiler it is in C (``_scan.c``): what Python's own searches take for a message of 100 kB is more
+than all else that is done with it, and a header is searched anew for each of its fields. Both pass the same tests.
 """
 
 from __future__ import annotations

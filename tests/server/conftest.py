@@ -256,7 +256,7 @@ class House:
     def narrow(self, connection: Connection) -> None:
         """Have the system hold little of what is sent to a client: so it takes little to fill it."""
         assert isinstance(connection._transport, Wire)
-        with socket.socket(fileno=os.dup(connection._transport.fileno())) as sock:
+        with socket.socket(fileno=os.dup(connection._transport._number)) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
 
     async def until(self, condition: Callable[[], object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from guerrilla.server.readiness import Readiness, readiness
 from guerrilla.server.sockets import open_sockets
+from guerrilla.server.wire import Wire
 
 if TYPE_CHECKING:
     from tests.server.conftest import HouseMaker
@@ -166,6 +169,68 @@ async def test_a_spare_descriptor_that_could_not_be_had_is_opened_later(
         assert {record["event"] for record in house.log} == {"cannot accept connections"}
     assert (await client.reply()).startswith("220"), "there was no means to tell it anything: it has waited"
     assert house.server._spare >= 0
+
+
+class Full:
+    """Watches nobody: the limit of max_user_watches is reached."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._epoll = readiness()
+        self.fileno, self.modify, self.unregister = self._epoll.fileno, self._epoll.modify, self._epoll.unregister
+        self.poll = self._epoll.poll
+
+    def register(self, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self) -> None:
+        self.closed = True
+        self._epoll.close()
+
+
+async def test_a_client_that_cannot_be_watched_is_told(serve: HouseMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Full()
+    monkeypatch.setattr("guerrilla.server.listener.readiness", lambda: full)
+    house = serve()
+    before = os.listdir("/proc/self/fd")
+    client = await house.connect()
+    assert await client.rest() == b"421 4.3.2 Too many connections, try again later\r\n"
+    await house.empty()
+    client.close()
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+    (record,) = house.log
+    assert (record["event"], record["cause"]) == ("connection failed", "[Errno 28] No space left on device")
+    await house.server.close()
+    assert full.closed
+
+
+async def test_a_server_that_has_no_descriptor_to_watch_with_goes_on_when_there_is_one(
+    serve: HouseMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [OSError(errno.EMFILE, "Too many open files")]
+
+    def make() -> Readiness:
+        if failures:
+            raise failures.pop()
+        return readiness()
+
+    monkeypatch.setattr("guerrilla.server.listener.readiness", make)
+    monkeypatch.setattr("guerrilla.server.listener.ACCEPT_PAUSE", 0.0)
+    house = serve()
+    assert (await (await house.connect()).rest()).startswith(b"421 ")
+    assert (await (await house.connect()).reply()).startswith("220")
+    assert [record["event"] for record in house.log] == ["cannot accept connections"]
+
+
+async def test_a_reply_does_not_wait_until_the_last_one_is_acknowledged(serve: HouseMaker) -> None:
+    """As it would, up to 40 ms, by Nagle's algorithm (RFC 1122 section 4.2.3.4)."""
+    house = serve()
+    await house.greeted()
+    (connection,) = house.server.connections
+    assert isinstance(connection._transport, Wire)
+    with socket.socket(fileno=os.dup(connection._transport._number)) as sock:
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 IN_A_SMALL_PROCESS = """

@@ -179,6 +179,16 @@ async def test_all_that_was_said_in_clear_is_sent_before_the_handshake(
     assert await client.talk("EHLO client.test") == ["250"]
 
 
+async def test_what_was_too_much_in_clear_is_not_waited_for_in_tls(serve: HouseMaker, certificate: Certificate) -> None:
+    client = await behind(house := serve(start_tls_on=True))
+    (connection,) = house.server.connections
+    connection.pause_writing()  # as it is told when more than MAX_UNSENT is left
+    while not (await client.reply()).startswith("220"):
+        pass
+    await client.secure(certificate.client_context())
+    assert await client.talk("EHLO client.test") == ["250"]
+
+
 async def test_a_client_that_does_not_take_it_loses_its_place_at_the_deadline_too(serve: HouseMaker) -> None:
     house = serve(start_tls_on=True, timeout=0.2)
     await behind(house)

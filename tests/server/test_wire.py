@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -11,7 +13,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from guerrilla.server.readiness import OfSelector, Readiness, readiness
-from guerrilla.server.wire import MAX_UNSENT, Wire, Wires
+from guerrilla.server.wire import FEW_UNSENT, MAX_UNSENT, Wire, Wires
 
 MUCH = bytes(range(256)) * 16384
 """More than the system takes at once."""
@@ -48,6 +50,28 @@ class Talker:
         self.lost.set()
 
 
+class Counting:
+    """Passes all on, and counts how often it was asked who is ready. ``full`` is what the system says to a register."""
+
+    def __init__(self, ready: Counting) -> None:
+        self.polls = 0
+        self.full: OSError | None = None
+        self._ready = ready
+        self.fileno: Callable[[], int] = ready.fileno
+        self.modify: Callable[[int, int], None] = ready.modify
+        self.unregister: Callable[[int], None] = ready.unregister
+        self.close: Callable[[], None] = ready.close
+
+    def register(self, descriptor: int, events: int, /) -> None:
+        if self.full is not None:
+            raise self.full
+        self._ready.register(descriptor, events)
+
+    def poll(self, seconds: float, most: int, /) -> list[tuple[int, int]]:
+        self.polls += 1
+        return self._ready.poll(seconds, most)
+
+
 @dataclass
 class End:
     """The far end of a wire."""
@@ -69,14 +93,13 @@ Connect = Callable[[Talker], End]
 
 
 @pytest.fixture(params=[readiness, OfSelector], ids=["best", "selector"])
-def ready(request: pytest.FixtureRequest) -> Readiness:
-    made: Readiness = request.param()
-    return made
+def ready(request: pytest.FixtureRequest) -> Counting:
+    return Counting(request.param())
 
 
 @pytest.fixture
-async def connect(ready: Readiness) -> AsyncIterator[Connect]:
-    wires = Wires(asyncio.get_running_loop(), ready)
+async def connect(ready: Counting) -> AsyncIterator[Connect]:
+    wires = Wires(asyncio.get_running_loop(), lambda: ready)
     wires.start()
     ends: list[End] = []
 
@@ -108,16 +131,27 @@ async def test_what_comes_is_told_and_what_is_written_is_sent(connect: Connect) 
 async def test_what_the_client_does_not_take_waits_for_it_and_the_talker_is_told(connect: Connect) -> None:
     end = connect(Talker())
     end.wire.write(MUCH)
-    waiting = end.wire.get_write_buffer_size()
+    waiting = len(end.wire._unsent)
     assert waiting > MAX_UNSENT
     end.wire.write(b"more")
-    assert end.wire.get_write_buffer_size() == waiting + 4
+    assert len(end.wire._unsent) == waiting + 4
     assert end.talker.told == ["pause"]
     assert await end.read(len(MUCH) + 4) == MUCH + b"more"
     end.far.send(b"thanks")
     await end.talker.came.wait()
     assert end.talker.told == ["pause", "resume", b"thanks"]
-    assert end.wire.get_write_buffer_size() == 0
+    assert len(end.wire._unsent) == 0
+
+
+async def test_the_talker_may_talk_again_when_little_is_left(connect: Connect) -> None:
+    left: list[int] = []
+    talker = Talker()
+    talker.resume_writing = lambda: left.append(len(end.wire._unsent))  # type: ignore[method-assign]
+    end = connect(talker)
+    end.wire.write(MUCH)
+    assert await end.read(len(MUCH)) == MUCH
+    assert len(left) == 1
+    assert left[0] <= FEW_UNSENT
 
 
 async def test_a_closed_wire_sends_what_is_left_and_then_it_is_over(connect: Connect) -> None:
@@ -154,7 +188,7 @@ async def test_an_aborted_wire_sends_nothing_more(connect: Connect) -> None:
     end.wire.abort()
     await end.talker.lost.wait()
     assert 0 < len(await end.read(len(MUCH))) < len(MUCH)
-    assert end.wire.get_write_buffer_size() == 0
+    assert len(end.wire._unsent) == 0
 
 
 @pytest.mark.parametrize("unsent", [b"", MUCH], ids=["all sent", "some left"])
@@ -162,7 +196,6 @@ async def test_our_end_comes_after_what_is_to_be_sent_and_the_client_is_still_he
     connect: Connect, unsent: bytes
 ) -> None:
     end = connect(Talker())
-    assert end.wire.can_write_eof()
     end.wire.write(unsent)
     end.wire.write_eof()
     assert await end.read(len(unsent) + 1) == unsent
@@ -181,6 +214,37 @@ async def test_after_the_end_of_its_client_a_wire_is_closed_unless_there_is_some
     assert end.wire.is_closing() is not keeps
     end.wire.write(b"421 bye\r\n")
     assert await end.read(9) == (b"421 bye\r\n" if keeps else b"")
+
+
+async def test_who_has_said_all_is_not_asked_about_again(connect: Connect, ready: Counting) -> None:
+    end = connect(Talker(keeps=True))
+    end.far.shutdown(socket.SHUT_WR)
+    await end.talker.came.wait()
+    polls = ready.polls
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert ready.polls == polls
+
+
+async def test_a_wire_that_is_closed_while_something_is_to_be_sent_reads_no_more(connect: Connect) -> None:
+    end = connect(Talker())
+    end.wire.write(MUCH)
+    end.wire.close()
+    end.wire.resume_reading()
+    end.far.send(b"too late")
+    with contextlib.suppress(ConnectionResetError):  # since it was not read
+        await end.read(len(MUCH))
+    await end.talker.lost.wait()
+    assert end.talker.told == ["pause", type(None)]
+
+
+async def test_all_who_are_ready_are_read_from_in_one_turn(connect: Connect, ready: Counting) -> None:
+    ends = [connect(Talker()) for _ in range(9)]
+    for end in ends:
+        end.far.send(b"hello")
+    for end in ends:
+        await end.talker.came.wait()
+    assert ready.polls == 1
 
 
 async def test_nothing_is_read_while_reading_is_paused(connect: Connect) -> None:
@@ -253,6 +317,33 @@ async def test_a_wire_that_another_has_cut_in_the_same_burst_is_not_read(connect
     )
 
 
+async def test_a_wire_that_cannot_be_watched_any_more_is_lost(connect: Connect, ready: Counting) -> None:
+    end, other = connect(Talker()), connect(Talker())
+    end.wire.pause_reading()
+    ready.full = OSError(errno.ENOMEM, "no memory")
+    end.wire.write(MUCH)
+    other.wire.write(b"hello")
+    assert other.far.recv(100) == b"hello"
+    await end.talker.lost.wait()
+    assert end.talker.told == [OSError]
+
+
+async def test_what_is_to_be_sent_when_a_socket_is_given_away_is_not_sent_as_well(connect: Connect) -> None:
+    given: list[tuple[socket.socket, bytes]] = []
+    end = connect(Talker(on_data=lambda _: given.append(end.wire.detach())))
+    end.wire.write(MUCH)
+    there = len(MUCH) - len(end.wire._unsent)
+    end.far.setblocking(True)
+    assert end.far.recv(there, socket.MSG_WAITALL) == MUCH[:there]  # so it can be written to again
+    end.far.send(b"hello")
+    end.far.setblocking(False)
+    await end.talker.came.wait()
+    ((connected, unsent),) = given
+    connected.close()
+    assert unsent == MUCH[there:]
+    assert await end.read(1) == b""
+
+
 async def test_a_socket_that_is_given_away_is_open_and_nothing_is_told_any_more(connect: Connect) -> None:
     end = connect(Talker())
     end.wire.write(MUCH)
@@ -277,12 +368,12 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def test_an_interrupt_ends_the_program_and_the_others_are_read_when_the_loop_is_run_again(
-    loop: asyncio.AbstractEventLoop, ready: Readiness
+    loop: asyncio.AbstractEventLoop, ready: Counting
 ) -> None:
     def interrupt(_: bytes) -> None:
         raise KeyboardInterrupt
 
-    wires = Wires(loop, ready)
+    wires = Wires(loop, lambda: ready)
     wires.start()
     talkers = [Talker(on_data=interrupt) for _ in range(3)]
     made = []
@@ -301,10 +392,31 @@ def test_an_interrupt_ends_the_program_and_the_others_are_read_when_the_loop_is_
     wires.close()
 
 
-def test_a_descriptor_that_cannot_be_watched_is_left_open(loop: asyncio.AbstractEventLoop, ready: Readiness) -> None:
-    wires = Wires(loop, ready)
+def test_a_descriptor_that_cannot_be_watched_is_left_open(loop: asyncio.AbstractEventLoop, ready: Counting) -> None:
+    wires = Wires(loop, lambda: ready)
+    wires.start()
     number = os.open(__file__, os.O_RDONLY)  # always readable: epoll does not watch files
     with pytest.raises(OSError):
         Wire(wires, number, Talker())
     os.close(number)
     wires.close()
+
+
+def test_wires_that_had_no_descriptor_are_started_when_there_is_one(
+    loop: asyncio.AbstractEventLoop, ready: Counting
+) -> None:
+    made = iter([None, ready])
+
+    def make() -> Readiness:
+        if (found := next(made)) is None:
+            raise OSError(errno.EMFILE, "too many open files")
+        return found
+
+    wires = Wires(loop, make)
+    with pytest.raises(OSError):
+        wires.start()
+    wires.close()
+    wires.start()
+    wires.start()
+    wires.close()
+    assert next(made, "no more") == "no more"

@@ -7,7 +7,6 @@ they share; time limits are looked at by the server's sweep. A connection is its
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 from time import perf_counter
@@ -139,7 +138,7 @@ class Connection:
             self._since = self._server.clock()
         session.receive_data(data)
         if session.unread > MAX_UNREAD:
-            self._advance(talking=True)  # the loop may read as much again, and again, before this turn ends
+            self._advance(talking=True)  # in TLS the loop may read as much again, and again, before this turn ends
         else:
             self._server.turn.do(self)
 
@@ -460,6 +459,7 @@ class Connection:
     def _go_on_in_tls(self, session: Session) -> None:
         assert self._tls is not None
         self._handshaking = False
+        self._blocked = False  # what was not taken in clear was sent before the handshake
         self._since = self._server.clock()
         session.tls_established(self._tls)
         self._advance(talking=True)
@@ -481,8 +481,7 @@ class Connection:
         if self._paused:
             self._paused = False
             self._transport.resume_reading()
-        if linger and self._transport.can_write_eof():
-            with contextlib.suppress(OSError):  # asyncio raises it when the client has just reset the connection
-                self._transport.write_eof()
-                return
-        self._transport.close()
+        if linger and isinstance(self._transport, Wire):  # TLS knows no end of one side
+            self._transport.write_eof()
+        else:
+            self._transport.close()

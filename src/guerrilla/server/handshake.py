@@ -21,9 +21,9 @@ async def shake_hands(
 ) -> None:
     """Send what is still to be said in clear, and let ``talker``, called as an ``asyncio.Protocol``, talk in TLS.
 
-    Its ``connection_made`` is called when the handshake is over; ``seconds`` are for the handshake, and for what comes
-    before it. Raises OSError, of which ssl.SSLError is one, and for a client certificate that Python cannot decode
-    ValueError: then the socket is the caller's to close, and of the end ``talker`` is not told.
+    Its ``connection_made`` is called when the handshake is over; ``seconds`` are for the handshake, and as many
+    for what comes before it. Raises OSError, of which ssl.SSLError is one, and for a client certificate that Python
+    cannot decode ValueError: then the socket is the caller's to close, and of the end ``talker`` is not told.
     """
     if unsent:
         try:

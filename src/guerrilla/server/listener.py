@@ -17,6 +17,7 @@ from guerrilla.server.policy import Policy
 from guerrilla.server.proxies import read_header
 from guerrilla.server.readiness import readiness
 from guerrilla.server.shared_limits import SharedClients
+from guerrilla.server.sockets import socket_of
 from guerrilla.server.system_calls import accept, send
 from guerrilla.server.turn import Turn
 from guerrilla.server.wire import Wire, Wires
@@ -72,7 +73,7 @@ class Server:
             if clients is not None
             else Clients(policy.config.max_clients, policy.config.max_clients_per_address)
         )
-        self._wires = Wires(self.loop, readiness())
+        self._wires = Wires(self.loop, readiness)
         self._refusing = 0
         self._sockets = list(sockets)
         self._shared = clients
@@ -87,7 +88,6 @@ class Server:
     def start(self) -> None:
         """Accept from now on."""
         self._spare = _open_spare()
-        self._wires.start()
         for listening in self._sockets:
             # What is accepted has it from there; a reply must not wait until the last one is acknowledged.
             listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -205,6 +205,7 @@ class Server:
     def _take(self, listening: socket.socket) -> bool:
         """Take one connection, and return whether there may be another."""
         try:
+            self._wires.start()  # for which there may have been no descriptor the last time
             accepted = accept(listening)
         except OSError as error:
             if error.errno in _GONE:
@@ -240,33 +241,36 @@ class Server:
             self._empty.clear()
         self.connections.add(connection)
         if introduced or connection.encrypted:
-            accepted = socket.socket(fileno=number)
-            accepted.setblocking(False)
-            self.keep(self.loop.create_task(self._connect_in_time(accepted, connection, introduced, self.policy)))
+            self.keep(self.loop.create_task(self._connect_in_time(number, connection, introduced, self.policy)))
         else:
             self._connect(number, connection)
 
     def _connect(self, number: int, connection: Connection) -> None:
         """Let a connection in clear talk."""
-        wire: Wire | None = None
         try:
             wire = Wire(self._wires, number, connection)
+        except OSError as error:  # the system does not watch one more
+            _turn_away(number, TOO_MANY_CLIENTS)
+            self._not_connected(connection, error)
+            return
+        try:
             connection.connection_made(wire)
         except Exception as error:
-            self._not_connected(connection, error)
-            if wire is None:
-                os.close(number)
-            else:
-                wire.abort()
+            wire.abort()
+            self.policy.log.error("connection failed", client=connection.remote_ip, exc_info=error)
 
-    async def _connect_in_time(
-        self, accepted: socket.socket, connection: Connection, introduced: bool, policy: Policy
-    ) -> None:
+    async def _connect_in_time(self, number: int, connection: Connection, introduced: bool, policy: Policy) -> None:
         """Do the same after a PROXY header, and the TLS handshake where TLS is always on.
 
         ``policy`` is the one that it was accepted under: there may be another one before this begins.
         """
         context = policy.tls_context if connection.encrypted else None
+        try:
+            accepted = socket_of(number)
+        except OSError as error:  # some systems make no socket of a connection that is broken by now
+            os.close(number)
+            self._not_connected(connection, error)
+            return
         try:
             if introduced:
                 connection.introduce(await read_header(accepted, policy.handshake_timeout))

@@ -14,10 +14,6 @@ WRITABLE: Final = 4
 class Readiness(Protocol):
     """What of ``select.epoll`` is used here."""
 
-    @property
-    def closed(self) -> bool:
-        """Whether it was closed."""
-
     def fileno(self) -> int:
         """Return the descriptor that is readable when one of those that are watched is ready."""
 
@@ -42,7 +38,6 @@ class OfSelector:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
-        self.closed = False
 
     def fileno(self) -> int:
         """Return the selector's own descriptor."""
@@ -67,7 +62,6 @@ class OfSelector:
     def close(self) -> None:
         """Close the selector."""
         self._selector.close()
-        self.closed = True
 
 
 def readiness() -> Readiness:

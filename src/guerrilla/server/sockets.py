@@ -1,4 +1,4 @@
-"""Listening sockets: opened once, and handed to the servers that accept from them."""
+"""Listening sockets: opened once, and handed to the servers that accept from them; and sockets of descriptors."""
 
 from __future__ import annotations
 
@@ -24,6 +24,13 @@ def open_sockets(host: str, port: int, beside: Sequence[socket.socket] = ()) -> 
     finally:
         for each in beside:
             _share(each, False)
+
+
+def socket_of(number: int) -> socket.socket:
+    """Return the socket, which does not block, of a descriptor that it closes from then on. Raises OSError."""
+    made = socket.socket(fileno=number)
+    made.setblocking(False)
+    return made
 
 
 def _open(host: str, port: int, *, shares: bool) -> list[socket.socket]:

@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from guerrilla.server.readiness import READABLE, WRITABLE, Readiness
+from guerrilla.server.sockets import socket_of
 from guerrilla.server.system_calls import receive, send
 
 READ_SIZE: Final = 262144
@@ -22,6 +24,8 @@ READ_BURST: Final = 256
 """Clients that are read from at one time, so that all else of the loop has its turn."""
 MAX_UNSENT: Final = 65536
 """Octets that a client may leave unread, beside what the system holds for it, before it is to be told no more."""
+FEW_UNSENT: Final = 16384
+"""Octets of them that may be left when it is told again."""
 
 
 class Talker(Protocol):
@@ -37,7 +41,7 @@ class Talker(Protocol):
         """More than ``MAX_UNSENT`` octets wait to be taken."""
 
     def resume_writing(self) -> None:
-        """All of them were taken."""
+        """No more than ``FEW_UNSENT`` of them are left."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is over: called once, and never while a method of the wire runs."""
@@ -46,24 +50,32 @@ class Talker(Protocol):
 class Wires:
     """All connections in clear of one server, and the buffer that all of them are read into."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, ready: Readiness) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, make: Callable[[], Readiness]) -> None:
         self.loop = loop
         self.buffer = bytearray(READ_SIZE)
-        self._ready = ready
+        self._make = make
+        self._ready: Readiness | None = None
         self._wires: dict[int, Wire] = {}
 
     def start(self) -> None:
-        """Look after the wires from now on."""
-        self.loop.add_reader(self._ready.fileno(), self._work)
+        """See that wires are looked after from now on. May be called more than once.
+
+        Raises OSError if the system has no descriptor for it.
+        """
+        if self._ready is None:
+            self._ready = self._make()
+            self.loop.add_reader(self._ready.fileno(), self._work)
 
     def close(self) -> None:
         """Look after them no more: there are none. May be called more than once, and without a start."""
-        if not self._ready.closed:
+        if self._ready is not None:
             self.loop.remove_reader(self._ready.fileno())
             self._ready.close()
+            self._ready = None
 
     def watch(self, number: int, wire: Wire, before: int, wanted: int) -> None:
-        """Have ``wire.on_ready`` called for other events of its descriptor than before."""
+        """Have ``wire.on_ready`` called for other events of its descriptor than before. Raises OSError."""
+        assert self._ready is not None
         if not wanted:
             del self._wires[number]
             self._ready.unregister(number)
@@ -74,11 +86,11 @@ class Wires:
             self._wires[number] = wire
 
     def _work(self) -> None:
-        ready = self._ready.poll(0, READ_BURST)
-        for number, events in ready:
+        assert self._ready is not None
+        for number, _ in self._ready.poll(0, READ_BURST):
             wire = self._wires.get(number)
             if wire is not None:  # else another one of this burst has had it closed
-                wire.on_ready(events)
+                wire.on_ready()
 
 
 class Wire:
@@ -97,23 +109,23 @@ class Wire:
         self._number = number
         self._talker: Talker | None = talker
         """None when it is over."""
-        self._events = 0
+        self._events = READABLE
         """What it is watched for."""
         self._unsent = b""
         self._reading = True
         self._full = False
         self._ending = False
         self._closing = False
-        self._watch()
+        wires.watch(number, self, 0, READABLE)
 
     # What the system has to say.
 
-    def on_ready(self, events: int) -> None:
+    def on_ready(self) -> None:
         """Read and write, as far as it is wanted and possible. A broken connection is found by the attempt."""
         try:
             if self._reading:
                 self._receive()
-            if self._unsent and (events & WRITABLE or not self._reading):
+            if self._unsent:
                 self._send_on()
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -144,18 +156,17 @@ class Wire:
             self._end(error)
             return
         self._unsent = self._unsent[sent:]
-        if self._unsent:
-            return
-        if self._closing:
-            self._end(None)
-            return
-        self._watch()
-        if self._ending:
-            self._shut_down()
-        if self._full:
+        if not self._unsent:
+            if self._closing:
+                self._end(None)
+                return
+            self._watch()
+            if self._ending:
+                self._shut_down()
+        talker = self._talker
+        if self._full and talker is not None and len(self._unsent) <= FEW_UNSENT:
             self._full = False
-            assert self._talker is not None
-            self._talker.resume_writing()
+            talker.resume_writing()
 
     # What the talker asks for.
 
@@ -173,14 +184,10 @@ class Wire:
                 return
             data = data[sent:]
         self._unsent += data
-        self._watch()
+        self._watch()  # which may end it, and then nothing is left
         if len(self._unsent) > MAX_UNSENT and not self._full:
             self._full = True
             self._talker.pause_writing()
-
-    def can_write_eof(self) -> bool:
-        """Tell that ``write_eof`` can be used."""
-        return True
 
     def write_eof(self) -> None:
         """Say that nothing follows, after what is to be sent. What comes is still read."""
@@ -215,20 +222,15 @@ class Wire:
         self._reading = not self._closing
         self._watch()
 
-    def get_write_buffer_size(self) -> int:
-        """Return how many octets wait to be taken by the system."""
-        return len(self._unsent)
-
-    def fileno(self) -> int:
-        """Return the number of its descriptor."""
-        return self._number
-
     def detach(self) -> tuple[socket.socket, bytes]:
-        """Give its socket away, and what is still to be sent. It is over then, and nobody is told."""
+        """Give its socket away, and what is still to be sent. It is over then, and nobody is told.
+
+        Raises OSError if the system makes no socket of it; then nothing has changed.
+        """
+        connected = socket_of(self._number)
+        unsent, self._unsent = self._unsent, b""
         self._leave()
-        connected = socket.socket(fileno=self._number)
-        connected.setblocking(False)
-        return connected, self._unsent
+        return connected, unsent
 
     # Its inside.
 
@@ -236,8 +238,12 @@ class Wire:
         """Be told what we want to know, and nothing else: it would be told again in each turn."""
         wanted = (READABLE if self._reading else 0) | (WRITABLE if self._unsent else 0)
         if wanted != self._events and self._talker is not None:
-            self._wires.watch(self._number, self, self._events, wanted)
-            self._events = wanted
+            try:
+                self._wires.watch(self._number, self, self._events, wanted)
+            except OSError as error:  # it has no memory for it
+                self._end(error)
+            else:
+                self._events = wanted
 
     def _leave(self) -> None:
         self._talker = None
@@ -248,7 +254,7 @@ class Wire:
     def _shut_down(self) -> None:
         if self._talker is not None:
             with contextlib.suppress(OSError):  # it is broken, which is found by reading
-                connected = socket.socket(fileno=self._number)
+                connected = socket_of(self._number)
                 try:
                     connected.shutdown(socket.SHUT_WR)
                 finally:
