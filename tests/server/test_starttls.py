@@ -205,6 +205,16 @@ async def test_a_client_that_vanishes_in_the_handshake_frees_its_place(serve: Ho
     await house.empty()
 
 
+async def test_who_was_in_the_handshake_when_the_server_began_to_close_is_told_so_in_tls(
+    serve: HouseMaker, certificate: Certificate
+) -> None:
+    house = serve(start_tls_on=True)
+    client = await asked(house)
+    house.server.stop_accepting()
+    await client.secure(certificate.client_context())
+    assert (await client.rest()).startswith(b"421 4.3.2 ")
+
+
 async def test_a_client_that_has_vanished_before_the_handshake_frees_its_place(serve: HouseMaker) -> None:
     house = serve(start_tls_on=True)
     await house.greeted()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -440,21 +441,23 @@ class Connection:
         connected, unsent = self._transport.detach()
         self._transport = None
         self._handshaking = True
-        self._server.keep(self._loop.create_task(self._handshake(connected, unsent)))
-
-    async def _handshake(self, connected: socket.socket, unsent: bytes) -> None:
-        context = self._policy.tls_context
+        context, seconds = self._policy.tls_context, self._policy.handshake_timeout
         assert context is not None
-        try:
-            await shake_hands(self._loop, self, connected, context, self._policy.handshake_timeout, unsent)
-        except (OSError, ValueError) as error:
-            # Also ssl.SSLError, and the deadline's; ValueError is for a client certificate that Python cannot decode.
+        task = self._loop.create_task(shake_hands(self._loop, self, connected, context, seconds, unsent))
+        self._server.keep(task)
+        # Not in a coroutine of ours: one that is cancelled before its first step does nothing.
+        task.add_done_callback(partial(self._hands_were_shaken, connected))
+
+    def _hands_were_shaken(self, connected: socket.socket, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
             self._counters.tls_failures += 1
-            self._policy.log.info("TLS handshake failed", client=self.remote_ip, cause=str(error))
-        finally:
-            if self._handshaking:
-                connected.close()
-                self.connection_lost(None)  # of a connection that is lost in its handshake the loop does not tell
+            if isinstance(error, (OSError, ValueError)):  # see shake_hands
+                self._policy.log.info("TLS handshake failed", client=self.remote_ip, cause=str(error))
+            else:
+                self._policy.log.error("TLS handshake failed", client=self.remote_ip, exc_info=error)
+        if self._handshaking:
+            connected.close()
+            self.connection_lost(None)  # of a connection that is lost in its handshake the loop does not tell
 
     def _go_on_in_tls(self, session: Session) -> None:
         assert self._tls is not None
@@ -462,6 +465,8 @@ class Connection:
         self._blocked = False  # what was not taken in clear was sent before the handshake
         self._since = self._server.clock()
         session.tls_established(self._tls)
+        if self._server.draining:
+            session.drain()  # a shutdown does not reach who is in a handshake
         self._advance(talking=True)
 
     # The end.
