@@ -21,7 +21,7 @@ MUCH = bytes(range(256)) * 16384
 
 @dataclass
 class Talker:
-    """Writes down what it is told. ``on_data`` is what it does with octets, ``on_end`` whether it keeps the wire."""
+    """Writes down what it is told. ``on_data`` is what it does with octets, ``keeps`` whether it keeps the wire."""
 
     on_data: Callable[[bytes], object] = lambda data: None
     keeps: bool = False
@@ -53,7 +53,7 @@ class Talker:
 class Counting:
     """Passes all on, and counts how often it was asked who is ready. ``full`` is what the system says to a register."""
 
-    def __init__(self, ready: Counting) -> None:
+    def __init__(self, ready: Readiness) -> None:
         self.polls = 0
         self.full: OSError | None = None
         self._ready = ready

@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 READABLE: Final = 1
 WRITABLE: Final = 4
-"""As epoll and poll(2) have them. A connection that is broken may be told of as either, or as neither."""
+"""As epoll and poll(2) have them."""
 
 
 class Readiness(Protocol):
@@ -27,7 +27,11 @@ class Readiness(Protocol):
         """Watch it no more."""
 
     def poll(self, seconds: float, most: int, /) -> list[tuple[int, int]]:
-        """Return at most so many of those that are ready, and for what, after so many seconds at most."""
+        """Return at most so many of those that are ready, after so many seconds at most.
+
+        For what they are ready is beside each in the system's own numbers, and of no use: a connection that is broken
+        may be told of as either, or as neither.
+        """
 
     def close(self) -> None:
         """Watch none of them any more."""
@@ -57,7 +61,7 @@ class OfSelector:
 
     def poll(self, seconds: float, most: int, /) -> list[tuple[int, int]]:
         """Return who is ready: all of them, since a selector has no limit."""
-        return [(key.fd, _told(events)) for key, events in self._selector.select(seconds)]
+        return [(key.fd, events) for key, events in self._selector.select(seconds)]
 
     def close(self) -> None:
         """Close the selector."""
@@ -72,8 +76,3 @@ def readiness() -> Readiness:
 def _asked(events: int) -> int:
     readable, writable = events & READABLE, events & WRITABLE
     return (selectors.EVENT_READ if readable else 0) | (selectors.EVENT_WRITE if writable else 0)
-
-
-def _told(events: int) -> int:
-    readable, writable = events & selectors.EVENT_READ, events & selectors.EVENT_WRITE
-    return (READABLE if readable else 0) | (WRITABLE if writable else 0)
