@@ -140,8 +140,9 @@ class Supervisor:
             self._end_reload(StartError("guerrillad is shutting down"))
         self._on_end()
         self._tell(self._later, ["guerrillad is shutting down"])
+        # Before the processes are told: the last of them takes who still waits, and nobody may come after that.
+        self._daemon.close_sockets(None)
         self._processes.leave_all()
-        self._daemon.close_sockets(None)  # or new clients would wait in vain for someone to greet them
         while self._processes.living:
             self._turn()
 

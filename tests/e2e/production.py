@@ -80,9 +80,14 @@ class Client:
 
 
 def is_closed(port: int) -> bool:
-    """Tell whether a new client is refused. One that a process accepts before it has heard is no such client."""
+    """Tell whether a new client is refused.
+
+    One that a process accepts before it has heard is no such client, nor one that comes while the socket is closed.
+    """
     try:
         socket.create_connection(("127.0.0.1", port), SOON).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        pass
     return False
