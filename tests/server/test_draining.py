@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.server.conftest import Gate
 
+from guerrilla.server.listener import Server
+from guerrilla.server.sockets import open_sockets
 from guerrilla.smtp.replies import Reply, queued
 
 if TYPE_CHECKING:
@@ -35,6 +37,26 @@ async def test_a_client_that_has_only_just_come_is_told_too(serve: HouseMaker) -
     draining = drain(house)
     assert (await client.rest()).endswith(SHUTTING_DOWN)
     await draining
+
+
+async def test_who_waits_to_be_accepted_is_told_and_not_reset_however_many_they_are(serve: HouseMaker) -> None:
+    house = serve(max_clients=200)
+    clients = [house.client() for _ in range(150)]
+    for client in clients:
+        client.sock.connect_ex(house.server.address)  # in one turn of the loop: nobody has been accepted yet
+    draining = drain(house)
+    for client in clients:
+        assert (await client.rest()).endswith(SHUTTING_DOWN)
+    await draining
+
+
+async def test_who_waits_at_a_server_that_was_never_started_is_not_accepted(serve: HouseMaker) -> None:
+    house = serve()
+    beside = Server(house.server.policy, open_sockets("127.0.0.1", 0), house.server.witness)
+    client = house.client()
+    client.sock.connect_ex(beside.address)
+    await beside.close()
+    assert await client.rest() == b""
 
 
 async def test_a_transaction_under_way_gets_its_250_and_then_its_421(serve: HouseMaker) -> None:

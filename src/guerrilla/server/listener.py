@@ -17,7 +17,7 @@ from guerrilla.server.policy import Policy
 from guerrilla.server.proxies import read_header
 from guerrilla.server.readiness import readiness
 from guerrilla.server.shared_limits import SharedClients
-from guerrilla.server.sockets import socket_of
+from guerrilla.server.sockets import BACKLOG, socket_of
 from guerrilla.server.system_calls import accept, send
 from guerrilla.server.turn import Turn
 from guerrilla.server.wire import Wire, Wires
@@ -110,8 +110,8 @@ class Server:
         if self._shared is not None:
             self._shared.accept(False)
         for listening in self._sockets:
-            accepting = self._leave_alone(listening)
-            if self._shared.ends() if self._shared is not None else accepting:
+            self._leave_alone(listening)
+            if self._shared.ends() if self._shared is not None else self._sweeper is not None:
                 self._take_the_rest(listening)
             listening.close()
         self._sockets = []
@@ -192,7 +192,7 @@ class Server:
 
     def _take_the_rest(self, listening: socket.socket) -> None:
         """Take who waits already, to be told 421 and not reset."""
-        for _ in range(ACCEPT_BURST):
+        for _ in range(BACKLOG):
             if not self._take(listening):
                 return
 
@@ -321,10 +321,9 @@ class Server:
                 self._spare = _open_spare()
             self.loop.add_reader(listening.fileno(), self._accept, listening)
 
-    def _leave_alone(self, listening: socket.socket) -> bool:
-        """Accept no more from the socket; return whether it was being accepted from."""
-        loop: Any = self.loop  # uvloop's answer may be None, which is no bool
-        return bool(loop.remove_reader(listening.fileno()))
+    def _leave_alone(self, listening: socket.socket) -> None:
+        """Accept no more from the socket."""
+        self.loop.remove_reader(listening.fileno())
 
     # Time.
 
