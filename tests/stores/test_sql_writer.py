@@ -123,13 +123,15 @@ class Uncompressed:
         self.outcome = outcome
 
     async def data(self) -> Any:
-        if isinstance(self.outcome, Exception):
+        if isinstance(self.outcome, BaseException):
             raise self.outcome
         return self.outcome
 
 
 @pytest.mark.parametrize(
-    "outcome", [RuntimeError("x"), OSError("x"), TimeoutError(), ValueError("x"), None, "text", 5], ids=repr
+    "outcome",
+    [RuntimeError("x"), OSError("x"), TimeoutError(), ValueError("x"), asyncio.CancelledError(), None, "text", 5],
+    ids=repr,
 )
 async def test_octets_that_cannot_be_had(
     opened: Opened, database: EmptyDatabase, letter: Letters, outcome: object

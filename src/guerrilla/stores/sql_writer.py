@@ -439,6 +439,12 @@ class _Writing:
             return self._writer.database.wait(letter.mail())
         except Exception as error:
             raise BatchRefusedError(f"its octets cannot be had: {cause_of(error)}") from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            assert task is not None  # SQLite's thread is told of it as an Exception
+            if task.cancelling():
+                raise  # it is we who are
+            raise BatchRefusedError("its octets cannot be had: who makes them was cancelled") from error
 
 
 def _not_kept(error: Exception) -> NotKeptError:
