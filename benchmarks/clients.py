@@ -1,10 +1,14 @@
-"""The clients, each a process of its own: Postfix's smtp-source, load.py, and idle.py. What they need is bounded."""
+"""The clients, each a process of its own: Postfix's smtp-source, load.py, idle.py; and embedded.py, without a server.
+
+What they need is bounded.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -81,6 +85,17 @@ def by_smtp_source(
     if server.log is not None and server.kept() != warm_up + messages:
         raise BenchmarkError(f"of {warm_up + messages} messages the server kept {server.kept()}")
     return figure
+
+
+def embedded(messages: int, rows: int) -> Figure:
+    """Measure what SQLite alone takes, with so many rows in each transaction: see embedded.py."""
+    with tempfile.TemporaryDirectory(prefix="guerrilla-") as folder:
+        command = [sys.executable, "-m", "benchmarks.embedded", folder, str(messages), str(rows)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=MOST_SECONDS)
+    if done.returncode:
+        raise BenchmarkError(done.stderr.strip() or "embedded.py failed")
+    said = json.loads(done.stdout)
+    return Figure(messages, said["seconds"], said["cpu_seconds"], said["cpu_seconds"])
 
 
 def by_load(server: Server, job: Job) -> Figure:

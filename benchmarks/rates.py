@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import Final
 
-from benchmarks.clients import CONNECTIONS, by_load, by_smtp_source
+from benchmarks.clients import CONNECTIONS, by_load, by_smtp_source, embedded
 from benchmarks.load import Job
 from benchmarks.measure import PER_CPU, Case, Extent, Scenario
 from benchmarks.processes import on_one_core
@@ -52,7 +52,8 @@ def scenarios() -> list[Scenario]:
                 Case(f"{name}, {connections}", partial(_with_store, chain, connections))
                 for connections in CONNECTION_COUNTS
                 for name, chain in (("no store", CHAIN), ("SQLite", STORE))
-            ],
+            ]
+            + [Case(f"SQLite alone, {CONNECTIONS} a commit", _alone)],
             parts=2,
         ),
         Scenario(
@@ -92,6 +93,10 @@ def _with_store(chain: str, connections: int, extent: Extent) -> Mapping[str, fl
         figure = by_smtp_source(server, messages, connections=connections)
         commits = server.commits() - before
         return figure.rates | ({BATCH: server.kept() / commits} if commits else {})
+
+
+def _alone(extent: Extent) -> Mapping[str, float]:
+    return embedded(extent.count(10_000), CONNECTIONS).rates
 
 
 def _pipelining(pipelined: bool, extent: Extent) -> Mapping[str, float]:

@@ -6,15 +6,18 @@ import json
 import os
 import shutil
 import smtplib
+import sqlite3
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from benchmarks import latency
 from benchmarks.__main__ import PANELS, everything
-from benchmarks.clients import idle, load
+from benchmarks.clients import embedded, idle, load
+from benchmarks.embedded import Batches, opened
 from benchmarks.goals import GOALS, verdicts
 from benchmarks.load import Job, content, final_lines, steps
 from benchmarks.measure import PER_CPU, Case, Extent, Figure, Key, Results, Scenario, Spread, measure, quantile
@@ -344,6 +347,19 @@ def test_a_server_that_is_not_there_is_told() -> None:
         port = server.port
     with pytest.raises(BenchmarkError, match="no connection"):
         load(Job(port, 1, connections=1, seconds=20.0))
+
+
+def test_sqlite_alone_commits_all_rows_each_with_a_name_of_its_own(tmp_path: Path) -> None:
+    with opened(tmp_path / "alone.db") as connection:
+        batches = Batches(connection, 20)
+        batches.write()
+        batches.write()
+        with closing(sqlite3.connect(tmp_path / "alone.db")) as other:
+            assert other.execute("SELECT COUNT(DISTINCT hash), MIN(LENGTH(mail)) FROM new_mail").fetchone() == (
+                40,
+                2380,
+            )
+    assert embedded(20, 20).rates[PER_CPU] > 0
 
 
 def test_a_program_that_is_missing_is_named_with_its_package() -> None:
