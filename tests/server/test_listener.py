@@ -155,6 +155,18 @@ async def test_the_pause_ends_quietly_when_the_server_has_ended(
     assert [record["event"] for record in house.log] == ["cannot accept connections"]
 
 
+async def test_who_waits_without_a_descriptor_when_the_server_ends_is_told_why(serve: HouseMaker) -> None:
+    house = serve()
+    clients = [house.client() for _ in range(80)]
+    with no_more_descriptors():
+        for client in clients:
+            client.sock.connect_ex(house.server.address)  # in one turn of the loop: it has not looked at its queue yet
+        house.server.stop_accepting()
+        for client in clients:
+            assert await client.rest() == b"421 4.3.2 Server is shutting down, try again later\r\n"
+    assert house.log == []
+
+
 async def test_a_spare_descriptor_that_could_not_be_had_is_opened_later(
     serve: HouseMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -210,7 +210,10 @@ class Server:
         except OSError as error:
             if error.errno in _GONE:
                 return True
-            self._pause(listening, error)
+            if self.draining:
+                self._turn_all_away(listening, error)
+            else:
+                self._pause(listening, error)
             return False
         if accepted is None:
             return False
@@ -298,22 +301,22 @@ class Server:
         """Out of descriptors or memory: answer those who wait with 421, by the spare descriptor, and rest a moment."""
         self.policy.log.warning("cannot accept connections", listen_interface=self.name, cause=error.strerror)
         self._leave_alone(listening)
-        if error.errno in _CAPACITY and self._spare >= 0:
-            os.close(self._spare)
-            self._spare = -1
-            self._turn_all_away(listening)
-            self._spare = _open_spare()
+        self._turn_all_away(listening, error)
         self.loop.call_later(ACCEPT_PAUSE, self._resume, listening)
 
-    def _turn_all_away(self, listening: socket.socket) -> None:
-        for _ in range(ACCEPT_BURST):
-            try:
+    def _turn_all_away(self, listening: socket.socket, error: OSError) -> None:
+        """Answer those who wait, by the spare descriptor, if it is for want of one that they are not accepted."""
+        if error.errno not in _CAPACITY or self._spare < 0:
+            return
+        os.close(self._spare)
+        self._spare = -1
+        with contextlib.suppress(OSError):
+            for _ in range(BACKLOG if self.draining else ACCEPT_BURST):
                 accepted = accept(listening)
-            except OSError:
-                return
-            if accepted is None:
-                return
-            _turn_away(accepted[0], TOO_MANY_CLIENTS)
+                if accepted is None:
+                    break
+                _turn_away(accepted[0], SHUTTING_DOWN if self.draining else TOO_MANY_CLIENTS)
+        self._spare = _open_spare()
 
     def _resume(self, listening: socket.socket) -> None:
         if listening in self._sockets:
