@@ -180,7 +180,8 @@ class Connection:
         waited = now - self._since
         timeout = self._policy.timeout
         if self._over:
-            if waited > LINGER:
+            unsent = self._transport is not None and self._transport.get_write_buffer_size() > 0
+            if waited > (timeout if unsent else LINGER):
                 self.abort()
         elif session is None or self._handshaking or (session.asking and not self._blocked):
             pass  # the handshake and the backend have limits of their own

@@ -199,6 +199,10 @@ class Wire:
         """Tell whether it is closed, or will be when all is sent."""
         return self._closing or self._talker is None
 
+    def get_write_buffer_size(self) -> int:
+        """Return how many octets the system has not taken yet."""
+        return len(self._unsent)
+
     def close(self) -> None:
         """Read no more, and close it when all is sent."""
         self._closing = True
