@@ -122,27 +122,76 @@ class Uncompressed:
     def __init__(self, outcome: Any) -> None:
         self.outcome = outcome
 
+    def __str__(self) -> str:
+        return repr(self.outcome)
+
     async def data(self) -> Any:
         if isinstance(self.outcome, BaseException):
             raise self.outcome
         return self.outcome
 
 
+class Panic(BaseException):
+    """As libraries raise that are written in Rust."""
+
+
+class CancelsItself:
+    """What a processor in Compressor's place may leave: it cancels the task that it runs in."""
+
+    async def data(self) -> bytes:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+        return b""
+
+
+class NeverThere:
+    """What a processor in Compressor's place may leave: octets that do not come, unless they are given up."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.given_up = asyncio.Event()
+
+    async def data(self) -> bytes:
+        self.asked.set()
+        await self.given_up.wait()
+        return b""
+
+
+OUTCOMES = [RuntimeError("x"), OSError("x"), TimeoutError(), ValueError("x"), asyncio.CancelledError(), Panic("x")]
+
+
 @pytest.mark.parametrize(
-    "outcome",
-    [RuntimeError("x"), OSError("x"), TimeoutError(), ValueError("x"), asyncio.CancelledError(), None, "text", 5],
-    ids=repr,
+    "octets", [*(Uncompressed(each) for each in (*OUTCOMES, None, "text", 5)), CancelsItself()], ids=str
 )
 async def test_octets_that_cannot_be_had(
-    opened: Opened, database: EmptyDatabase, letter: Letters, outcome: object
+    opened: Opened, database: EmptyDatabase, letter: Letters, octets: object
 ) -> None:
     """It is the affair of that message alone, not of its batch."""
     envelopes = [letter(b"x", subject="good") for _ in range(4)]
-    envelopes[1].values["zlib-compressor"] = Uncompressed(outcome)
+    envelopes[1].values["zlib-compressor"] = octets
     async with opened(database) as writer:
         outcomes = await asyncio.gather(*(refusal(writer, envelope) for envelope in envelopes))
     assert [outcome and outcome[0] for outcome in outcomes] == [None, Verdict.REFUSED, None, None]
     assert database.subjects() == {"good": 3}
+
+
+async def test_octets_that_never_come_hold_nobody_up_when_nobody_waits_any_more(
+    opened: Opened, networked: EmptyDatabase, letter: Letters
+) -> None:
+    envelope = letter(b"x", subject="bad")
+    envelope.values["zlib-compressor"] = octets = NeverThere()
+    async with opened(networked) as writer:
+        saving = asyncio.create_task(keep(writer, envelope))
+        await octets.asked.wait()
+        saving.cancel()
+        try:
+            async with asyncio.timeout(30):
+                await keep(writer, letter(b"x", subject="good"))
+        finally:
+            octets.given_up.set()
+    assert networked.subjects() == {"good": 1}
 
 
 async def test_after_redis(opened: Opened, database: EmptyDatabase, letter: Letters) -> None:

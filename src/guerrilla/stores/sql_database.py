@@ -54,6 +54,8 @@ class Database:
         embedded = dsn.kind == "sqlite"
         self.engine = _embedded_engine(dsn) if embedded else _networked_engine(dsn, max_open, max_idle, lifetime)
         event.listen(self.engine, "connect", _ON_CONNECT[dsn.kind])
+        self._waiting: set[asyncio.Task[Any]] = set()
+        """Those of the calls that wait for what is no driver's."""
         self._thread: WorkThread | None = None
         """What SQLite is used in."""
         self._connection: Connection | None = None
@@ -96,8 +98,18 @@ class Database:
         """Await something within the work of a call."""
         if self._thread is not None:
             return awaited(awaitable, self._loop)
-        result: ResultT = await_only(awaitable)
-        return result
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting.add(task)
+        try:
+            result: ResultT = await_only(awaitable)
+            return result
+        finally:
+            self._waiting.discard(task)
+
+    def waits(self, task: asyncio.Task[Any]) -> bool:
+        """Tell whether what a call is at is not the driver's, but something else that it waits for."""
+        return task in self._waiting
 
     async def end_session(self, session: Session) -> None:
         """Return when there is no such session on the server, ending it if there is: nothing of it can come any more.
@@ -219,7 +231,7 @@ class _Call:
             return
         self._close_driver()
         # asyncpg ends what waits when it is closed; cancelled, it would ask the server to cancel, and wait for that.
-        if self._driver is None or self._database.kind == "mysql":
+        if self._driver is None or self._database.kind == "mysql" or self._database.waits(task):
             task.cancel()
 
     def _close_driver(self) -> None:

@@ -426,25 +426,17 @@ class _Writing:
         self._writer.insert(connection, rows)
 
     def _octets_of(self, letter: Letter) -> bytes:
-        """Return the octets of a message. What that raises is its own affair: its time may be over, its map closed."""
+        """Return the octets of a message. What that raises is its own affair: its time may be over, its map closed.
+
+        Also a cancellation: if it is we who are cancelled, ``Database.run`` says so, whatever is raised here.
+        """
         try:
             mail = letter.mail_at_hand()
+            return mail if mail is not None else self._writer.database.wait(letter.mail())
         except KeyboardInterrupt:
             raise  # it is the program that is to end
-        except BaseException as error:  # nothing is awaited: so it is not we who are cancelled
+        except BaseException as error:
             raise BatchRefusedError(f"its octets cannot be had: {cause_of(error)}") from error
-        if mail is not None:
-            return mail
-        try:
-            return self._writer.database.wait(letter.mail())
-        except Exception as error:
-            raise BatchRefusedError(f"its octets cannot be had: {cause_of(error)}") from error
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            assert task is not None  # SQLite's thread is told of it as an Exception
-            if task.cancelling():
-                raise  # it is we who are
-            raise BatchRefusedError("its octets cannot be had: who makes them was cancelled") from error
 
 
 def _not_kept(error: Exception) -> NotKeptError:
