@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,21 @@ async def test_a_server_on_a_socket_that_was_inherited_comes_and_goes_by_reloads
                 await (await Caller.call(port)).close()
                 await daemon.reload_config(config(other, {**server, "is_enabled": False}))
         assert inherited.fileno() < 0
+
+
+async def test_who_waits_at_a_socket_that_was_inherited_waits_for_the_next_start() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as kept, ExitStack() as stack:
+        port = kept.getsockname()[1]
+        kept.setblocking(False)
+        daemon = daemon_with(config({"listen_interface": f"127.0.0.1:{port}"}))
+        daemon.inherit([kept.dup()])
+        await daemon.start()
+        waiting = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(3)]
+        await daemon.shutdown()  # all in one turn of the loop, in which it stops to accept
+        for client in waiting:
+            accepted, address = kept.accept()
+            accepted.close()
+            assert address == client.getsockname()
 
 
 async def test_two_servers_cannot_have_the_same_address_by_a_reload_either() -> None:

@@ -400,7 +400,8 @@ class Daemon:
                 self._servers[place] = kept[place]
             else:
                 clients = self.share.clients(place, policy.config) if self.share is not None else None
-                self._servers[place] = Server(policy, self._doors.take(place), witness, clients=clients)
+                held = self._doors.held(place)
+                self._servers[place] = Server(policy, self._doors.take(place), witness, clients=clients, held=held)
         return removed
 
     def _memory_limit(self, config: AppConfig) -> int:

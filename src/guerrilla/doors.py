@@ -76,6 +76,11 @@ class Doors:
         """Take over sockets that listen already, for the servers that listen there, now or after a reload."""
         self._inherited = list(sockets)
 
+    def held(self, place: Place) -> bool:
+        """Tell whether the sockets of a place were inherited, so that another process holds them too."""
+        kept = {each.getsockname() for each in self._inherited}
+        return any(each.getsockname() in kept for each in self._sockets[place])
+
     def take(self, place: Place) -> list[socket.socket]:
         """Hand over the sockets of a place; they are the caller's to close."""
         self._taken[place] = self._sockets.pop(place)

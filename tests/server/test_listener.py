@@ -112,6 +112,15 @@ async def test_nobody_is_accepted_after_the_end_of_accepting(serve: HouseMaker) 
         await house.connect()
 
 
+async def test_the_spare_descriptor_is_given_back_at_the_end_of_accepting(serve: HouseMaker) -> None:
+    house = serve()
+    spare = house.server._spare
+    os.fstat(spare)
+    house.server.stop_accepting()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(spare)
+
+
 async def test_more_than_one_burst_are_all_greeted(serve: HouseMaker) -> None:
     house = serve(max_clients=200)
     clients = [await house.connect() for _ in range(150)]

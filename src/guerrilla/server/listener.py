@@ -17,7 +17,7 @@ from guerrilla.server.policy import Policy
 from guerrilla.server.proxies import read_header
 from guerrilla.server.readiness import readiness
 from guerrilla.server.shared_limits import SharedClients
-from guerrilla.server.sockets import BACKLOG, socket_of
+from guerrilla.server.sockets import MOST_WAITING, socket_of
 from guerrilla.server.system_calls import accept, send
 from guerrilla.server.turn import Turn
 from guerrilla.server.wire import Wire, Wires
@@ -44,8 +44,9 @@ class Server:
     """A listening interface and all that came over it.
 
     ``sockets`` listen already; the server accepts from them once it is started, and closes them at its end; when they
-    are shared with other processes, those go on accepting then, and ``clients`` counts for all of them. ``policy`` is
-    what holds for the transactions that begin now; ``adopt`` replaces it while mail flows.
+    are shared with other processes, those go on accepting then, and ``clients`` counts for all of them. ``held``:
+    whoever opened them holds them, and who waits to be accepted at the end waits for the next start. ``policy`` is what
+    holds for the transactions that begin now; ``adopt`` replaces it while mail flows.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Server:
         witness: Witness,
         *,
         clients: SharedClients | None = None,
+        held: bool = False,
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.clock = self.loop.time  # it is asked for each reply, and a method is slower to be found
@@ -77,6 +79,7 @@ class Server:
         self._refusing = 0
         self._sockets = list(sockets)
         self._shared = clients
+        self._held = held
         self._spare = -1
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
@@ -111,7 +114,7 @@ class Server:
             self._shared.accept(False)
         for listening in self._sockets:
             self._leave_alone(listening)
-            if self._shared.ends() if self._shared is not None else self._sweeper is not None:
+            if self._takes_the_rest():
                 self._take_the_rest(listening)
             listening.close()
         self._sockets = []
@@ -190,9 +193,15 @@ class Server:
             if not self._take(listening):
                 return
 
+    def _takes_the_rest(self) -> bool:
+        """Return whether nobody else will accept who waits now."""
+        if self._held:
+            return False
+        return self._shared.ends() if self._shared is not None else self._sweeper is not None
+
     def _take_the_rest(self, listening: socket.socket) -> None:
         """Take who waits already, to be told 421 and not reset."""
-        for _ in range(BACKLOG):
+        for _ in range(MOST_WAITING):
             if not self._take(listening):
                 return
 
@@ -310,12 +319,16 @@ class Server:
             return
         os.close(self._spare)
         self._spare = -1
-        with contextlib.suppress(OSError):
-            for _ in range(BACKLOG if self.draining else ACCEPT_BURST):
+        for _ in range(MOST_WAITING if self.draining else ACCEPT_BURST):
+            try:
                 accepted = accept(listening)
-                if accepted is None:
-                    break
-                _turn_away(accepted[0], SHUTTING_DOWN if self.draining else TOO_MANY_CLIENTS)
+            except OSError as again:
+                if again.errno in _GONE:
+                    continue
+                break
+            if accepted is None:
+                break
+            _turn_away(accepted[0], SHUTTING_DOWN if self.draining else TOO_MANY_CLIENTS)
         self._spare = _open_spare()
 
     def _resume(self, listening: socket.socket) -> None:
