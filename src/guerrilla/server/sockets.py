@@ -10,7 +10,7 @@ from typing import Final
 BACKLOG: Final = 1024
 """Connections that may wait to be accepted."""
 MOST_WAITING: Final = BACKLOG + 1
-"""How many do then: Linux counts one less (``sk_acceptq_is_full``)."""
+"""How many there can be: Linux lets one more wait than it is told."""
 
 
 def open_sockets(host: str, port: int, beside: Sequence[socket.socket] = ()) -> list[socket.socket]:
