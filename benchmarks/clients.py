@@ -95,7 +95,7 @@ def embedded(messages: int, rows: int) -> Figure:
     if done.returncode:
         raise BenchmarkError(done.stderr.strip() or "embedded.py failed")
     said = json.loads(done.stdout)
-    return Figure(messages, said["seconds"], said["cpu_seconds"], said["cpu_seconds"])
+    return Figure(said["messages"], said["seconds"], said["cpu_seconds"], said["cpu_seconds"])
 
 
 def by_load(server: Server, job: Job) -> Figure:
