@@ -140,6 +140,16 @@ async def test_a_shutdown_that_is_cancelled_still_closes_everything() -> None:
         await asyncio.open_connection(*address)
 
 
+async def test_who_is_not_accepted_yet_is_told_too() -> None:
+    daemon = Daemon(config())
+    await daemon.start()
+    with socket.create_connection(daemon.addresses[0][1]) as client:
+        await daemon.shutdown()  # in the same turn of the loop: nobody has looked at who has come
+        client.settimeout(30)
+        with client.makefile("rb") as replies:
+            assert replies.read().endswith(SHUTTING_DOWN)
+
+
 async def test_a_daemon_that_does_not_run_may_be_shut_down() -> None:
     await Daemon(config()).shutdown()
 

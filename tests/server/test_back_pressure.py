@@ -81,26 +81,18 @@ async def test_a_client_that_ends_while_we_do_not_read_is_still_answered(serve: 
     assert replies.endswith(b"250 2.0.0 OK: queued as 2\r\n")
 
 
-async def test_who_reads_late_has_as_long_for_the_last_replies_as_for_all_others(serve: HouseMaker) -> None:
+@pytest.mark.parametrize(("seconds", "is_told"), [(-1, True), (1, False)], ids=["before the limit", "after it"])
+async def test_the_last_replies_wait_for_who_reads_late_as_long_as_all_others_do(
+    serve: HouseMaker, seconds: int, is_told: bool
+) -> None:
     house = serve()
     client = await house.greeted()
     (connection,) = house.server.connections
     house.narrow(connection)
     await client.send(b"EHLO client.test\r\n" * 300 + b"QUIT\r\n")
     await house.until(lambda: connection._over)
-    connection.check(house.server.clock() + connection._policy.timeout - 1)
-    assert (await client.rest()).endswith(b"221 2.0.0 Bye\r\n")
-
-
-async def test_who_does_not_read_the_last_replies_is_cut_off(serve: HouseMaker) -> None:
-    house = serve()
-    client = await house.greeted()
-    (connection,) = house.server.connections
-    house.narrow(connection)
-    await client.send(b"EHLO client.test\r\n" * 300 + b"QUIT\r\n")
-    await house.until(lambda: connection._over)
-    connection.check(house.server.clock() + connection._policy.timeout + 1)
-    assert not (await client.rest()).endswith(b"221 2.0.0 Bye\r\n")
+    connection.check(house.server.clock() + connection._policy.timeout + seconds)
+    assert (await client.rest()).endswith(b"221 2.0.0 Bye\r\n") == is_told
 
 
 async def test_a_connection_that_is_ended_while_we_do_not_read_is_read_to_its_end(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from guerrilla.envelope import Envelope
+from guerrilla.server.connection import LINGER
 from guerrilla.smtp.replies import LOCAL_ERROR, NO_SUCH_USER, SHUTTING_DOWN, Reply, queued
 from guerrilla.testing.recording import RecordingBackend
 
@@ -350,14 +351,13 @@ async def test_a_client_that_talks_on_reads_why_it_was_sent_away(serve: HouseMak
     assert not client.was_reset, "a reset may sweep away what is not read yet"
 
 
-async def test_a_client_that_talks_on_after_the_last_word_is_cut_off_in_the_end(
-    serve: HouseMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("guerrilla.server.connection.LINGER", 0.1)
-    house = serve(timeout=0.2)
+async def test_a_client_that_talks_on_after_the_last_word_is_cut_off_in_the_end(serve: HouseMaker) -> None:
+    house = serve()
     client = await house.connect()
     await client.send(b"GET / HTTP/1.1\r\n")
     await client.rest()
     await client.send(b"Host: mx.test\r\n")
+    (connection,) = house.server.connections
+    connection.check(house.server.clock() + LINGER + 0.1)
     await house.empty()
     assert house.backend.envelopes == []
