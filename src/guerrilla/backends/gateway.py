@@ -18,7 +18,6 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Final
 
 from structlog.typing import FilteringBoundLogger
@@ -61,16 +60,18 @@ class InitializeError(Exception):
 class _Job:
     """One submission on its way."""
 
-    __slots__ = ("answer", "began", "deadlines", "envelope", "process", "task", "undo", "void")
+    __slots__ = ("answer", "began", "deadlines", "envelope", "gateway", "keeper", "process", "task", "undo", "void")
 
     def __init__(
         self,
+        gateway: Gateway,
         envelope: Envelope,
         task: Task,
         process: Process,
         answer: Answer,
         deadlines: Deadlines[_Job],
     ) -> None:
+        self.gateway = gateway
         self.envelope = envelope
         self.task = task
         self.process = process
@@ -78,6 +79,8 @@ class _Job:
         self.deadlines = deadlines
         self.undo: Callable[[], object] | None = None
         """What undoes the work, while a worker or a store has it."""
+        self.keeper: Keeper | None = None
+        """The store that has it."""
         self.began = 0.0
         """When a store began, by the clock of its measuring."""
         self.void = False
@@ -92,6 +95,13 @@ class _Job:
         self.void = True
         if self.undo is not None:
             self.undo()
+            if self.keeper is not None:
+                self.gateway.end_keeping(self, self.keeper, False)
+
+    def told(self, error: BaseException | None) -> None:
+        """Take note of what the store tells."""
+        assert self.keeper is not None
+        self.gateway.told(self, self.keeper, error)
 
 
 class _Ids:
@@ -275,8 +285,9 @@ class Gateway:
         self, envelope: Envelope, task: Task, process: Process, deadlines: Deadlines[_Job]
     ) -> asyncio.Future[Reply]:
         answer = Answer(loop=self._loop)
-        job = _Job(envelope, task, process, answer, deadlines)
-        answer.void_work = job.void_work
+        job = _Job(self, envelope, task, process, answer, deadlines)
+        answer.asker = None
+        answer.work = job
         deadlines.add(job)
         self._in_flight += 1
         keeper = self._keeper if task is _SAVE_MAIL else None
@@ -289,18 +300,17 @@ class Gateway:
 
     def _keep(self, job: _Job, keeper: Keeper) -> None:
         """Have the store that is the rest of the line begin: no worker has to wait for it, though it counts as one."""
+        job.keeper = keeper
         job.began = keeper.clock()
         try:
-            withdraw = keeper.begin(job.envelope, partial(self._told, job, keeper))
+            job.undo = keeper.begin(job.envelope, job.told)
         except KeyboardInterrupt:
-            self._end_keeping(job, keeper, False)
+            self.end_keeping(job, keeper, False)
             raise  # it is the program that is to end
         except BaseException as error:
-            self._told(job, keeper, error)
-        else:
-            job.undo = partial(self._withdraw, job, keeper, withdraw)
+            self.told(job, keeper, error)
 
-    def _told(self, job: _Job, keeper: Keeper, error: BaseException | None) -> None:
+    def told(self, job: _Job, keeper: Keeper, error: BaseException | None) -> None:
         """Answer what the store tells: that it has kept the message, or why it has not."""
         reply = LOCAL_ERROR
         fine = False
@@ -308,19 +318,16 @@ class Gateway:
             reply = keeper.reply(job.envelope, error)
             fine = True
         except KeyboardInterrupt:
-            self._end_keeping(job, keeper, False)
+            self.end_keeping(job, keeper, False)
             raise  # it is the program that is to end
         except BaseException:
             _tell(self._log.exception, "processor failed", job.envelope, job.task)
         if not job.answer.done():
             job.answer.set_result(reply)
-        self._end_keeping(job, keeper, fine)
+        self.end_keeping(job, keeper, fine)
 
-    def _withdraw(self, job: _Job, keeper: Keeper, withdraw: Callable[[], object]) -> None:
-        withdraw()
-        self._end_keeping(job, keeper, False)
-
-    def _end_keeping(self, job: _Job, keeper: Keeper, fine: bool) -> None:
+    def end_keeping(self, job: _Job, keeper: Keeper, fine: bool) -> None:
+        """Let go of a submission that the store has kept, has refused, or no longer has; ``fine``: with a reply."""
         keeper.measure(job.began, fine)
         self._end(job)
         if self._conveyor:
@@ -329,7 +336,7 @@ class Gateway:
     def _end(self, job: _Job) -> None:
         """Let go of a submission: it is answered, and nothing is done with it any more."""
         job.undo = None
-        del job.answer.void_work
+        job.answer.work = None
         job.deadlines.remove(job)
         self._in_flight -= 1
         if not self._in_flight and self._state is not _RUNNING:

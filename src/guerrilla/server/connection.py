@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from structlog.typing import FilteringBoundLogger
 
+from guerrilla.backends.answer import Answer
 from guerrilla.counters import Counters
 from guerrilla.envelope import Address, Envelope, TLSInfo
 from guerrilla.server.handshake import shake_hands
@@ -382,6 +383,8 @@ class Connection:
         out = Question(self, self._server.turn, answer, envelope, recipient)
         if answer.done():  # the loop would make a handle for each callback
             self._server.turn.do(out)
+        elif isinstance(answer, Answer):
+            answer.asker = out
         else:
             answer.add_done_callback(out.tell)
 
