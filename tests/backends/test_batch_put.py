@@ -177,7 +177,7 @@ async def test_what_is_withdrawn_while_it_waits_is_not_committed() -> None:
     tickets = [store.batcher.put(item, unexpected_tell) for item in (1, 2)]
     store.put(3)
     for ticket in tickets:
-        store.batcher.withdraw(ticket)
+        ticket.withdraw()
     items, end = await store.commits.get()
     assert items == [3]
     end.set_result(None)
@@ -196,7 +196,7 @@ async def test_what_is_withdrawn_while_it_commits_is_undone(error: Exception | N
     ticket = store.batcher.put(1, unexpected_tell)
     store.put(2)
     _, end = await store.commits.get()
-    store.batcher.withdraw(ticket)
+    ticket.withdraw()
     if error is None:
         end.set_result(None)
     else:
@@ -210,7 +210,7 @@ async def test_a_commit_of_which_all_is_withdrawn_is_cut_short() -> None:
     tickets = [store.batcher.put(item, unexpected_tell) for item in (1, 2)]
     _, end = await store.commits.get()
     for ticket in tickets:
-        store.batcher.withdraw(ticket)
+        ticket.withdraw()
     await store.batcher.close()
     assert end.cancelled()
     assert store.undone == [1, 2]
@@ -234,7 +234,7 @@ async def test_what_is_withdrawn_and_refused_need_not_be_undone() -> None:
     batcher = Batcher(commit, undo, on_error=unexpected)
     ticket = batcher.put(1, unexpected_tell)
     await begun.wait()
-    batcher.withdraw(ticket)
+    ticket.withdraw()
     await batcher.close()
     assert undone == []
 
@@ -301,7 +301,7 @@ async def test_kept_is_what_was_told(seed: int, max_items: int) -> None:
             other, ticket = rng.choice(tickets)
             if other not in told and other not in withdrawn:
                 withdrawn.add(other)
-                batcher.withdraw(ticket)
+                ticket.withdraw()
     await batcher.close()
     assert kept == {item for item, error in told.items() if error is None}
     assert {*told} | withdrawn == {*range(1, 13)}

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import Connection
 from structlog.typing import FilteringBoundLogger
 from tests.stores.sql_databases import EmptyDatabase, Letters, empty_database
 
@@ -113,7 +113,17 @@ async def test_moved_file_has_its_table(file: EmptyDatabase, writer: SqlWriter, 
 
 async def test_gone_at_commit(file: EmptyDatabase, writer: SqlWriter, letter: Letters) -> None:
     """A file that goes in the very moment of COMMIT keeps no mail either."""
-    event.listen(writer.database.engine, "commit", lambda _: Path(file.place).unlink(), once=True)
+
+    def remove(statement: str) -> None:
+        if statement == "COMMIT":
+            Path(file.place).unlink()
+
+    def watch(connection: Connection) -> None:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        driver.set_trace_callback(remove)  # which is called before the statement is run
+
+    await writer.database.run(watch)
     with pytest.raises(NotKeptError, match="was moved, deleted or replaced"):
         await put(writer, letter())
     await put(writer, letter(subject="after"))

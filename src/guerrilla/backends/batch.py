@@ -31,12 +31,18 @@ class BatchRefusedError(Exception):
 class Ticket(Generic[ItemT]):
     """The place in a batch of an item that was put there; ``tell`` is called with what comes of it."""
 
-    __slots__ = ("item", "tell", "withdrawn")
+    __slots__ = ("_batcher", "item", "tell", "withdrawn")
 
-    def __init__(self, item: ItemT, tell: Callable[[BaseException | None], None]) -> None:
+    def __init__(self, batcher: Batcher[ItemT], item: ItemT, tell: Callable[[BaseException | None], None]) -> None:
+        self._batcher = batcher
         self.item = item
         self.tell = tell
         self.withdrawn = False
+
+    def withdraw(self) -> None:
+        """Give the item up, of which nothing was told yet: it is not kept, or undone, and nothing will be told."""
+        self.withdrawn = True
+        self._batcher.cut_if_unwanted()
 
 
 class _Waiter(asyncio.Future[None], Generic[ItemT]):
@@ -123,7 +129,7 @@ class Batcher(Generic[ItemT]):
             await entry
         except asyncio.CancelledError:
             if entry.cancelled():
-                self._cut_if_unwanted()
+                self.cut_if_unwanted()
             elif entry.exception() is None:
                 # Cancelled in the very moment between the commit and our waking up: the runner believes it wanted.
                 self._unwanted.append(item)
@@ -136,14 +142,17 @@ class Batcher(Generic[ItemT]):
         It is given None when the item is kept, or what ``add`` would raise; what it raises itself goes to ``on_error``.
         Raises RuntimeError if the batcher is closed.
         """
-        ticket = Ticket(item, tell)
+        ticket = Ticket(self, item, tell)
         self._enter(ticket)
         return ticket
 
-    def withdraw(self, ticket: Ticket[ItemT]) -> None:
-        """Give an item up of which nothing was told yet: it is not kept, or undone, and nothing will be told."""
-        ticket.withdrawn = True
-        self._cut_if_unwanted()
+    def cut_if_unwanted(self) -> None:
+        """Cut the commit short if nobody waits for it any more."""
+        committing = self._committing
+        if committing and not self._cut and all(entry.withdrawn for entry in committing):
+            assert self._runner is not None
+            self._cut = True
+            self._runner.cancel()
 
     async def close(self) -> None:
         """Take nothing more, and return when all that was added is committed or undone."""
@@ -158,21 +167,14 @@ class Batcher(Generic[ItemT]):
             raise RuntimeError("the batcher is closed")
         self._waiting.append(entry)
         if self._all_there is None:
-            self._wake()
+            if self._runner is None:
+                self._wake()
         elif len(self._waiting) >= self._expected:
             self._wait_no_longer()
 
     def _wake(self) -> None:
         if self._runner is None:
             self._runner = asyncio.get_running_loop().create_task(self._run())
-
-    def _cut_if_unwanted(self) -> None:
-        """Cut the commit short if nobody waits for it any more."""
-        committing = self._committing
-        if committing and not self._cut and all(entry.withdrawn for entry in committing):
-            assert self._runner is not None
-            self._cut = True
-            self._runner.cancel()
 
     async def _run(self) -> None:
         if self._loop is None:

@@ -172,7 +172,7 @@ class Database:
         except FileMovedError:
             # SQLite does not do so when it closes a moved file: the mail would stay in a log that is not found there.
             with suppress(SQLAlchemyError):
-                connection.rollback()
+                _end_transaction(connection)
                 checkpoint(connection)
             self._disconnect()
             raise
@@ -308,9 +308,23 @@ def execute_embedded(connection: Connection, statement: str, values: Sequence[An
     try:
         driver.execute(statement, values)
     except sqlite3.Error as error:
-        raise DBAPIError.instance(
-            None, None, error, sqlite3.Error, hide_parameters=True, dialect=connection.dialect
-        ) from error
+        raise _as_sqlalchemy_has_it(error, connection) from error
+
+
+def commit(connection: Connection) -> None:
+    """Commit what was executed, also by ``execute_embedded``, of which SQLAlchemy knows nothing."""
+    if connection.in_transaction():
+        connection.commit()
+        return
+    driver: Any = connection.connection.driver_connection
+    try:
+        driver.commit()
+    except sqlite3.Error as error:
+        raise _as_sqlalchemy_has_it(error, connection) from error
+
+
+def _as_sqlalchemy_has_it(error: sqlite3.Error, connection: Connection) -> BaseException:
+    return DBAPIError.instance(None, None, error, sqlite3.Error, hide_parameters=True, dialect=connection.dialect)
 
 
 def _end_transaction(connection: Connection) -> None:

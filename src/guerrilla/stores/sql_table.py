@@ -161,11 +161,15 @@ class DriverInsert:
         assert compiled.positiontup == [*COLUMNS]
         self.text = str(compiled)
         self._marks = self.text.rpartition(" VALUES ")[2]
+        self._texts: dict[int, str] = {}
         self._adapters = Adapters([_adapter(statement.table.c[name].type, dialect) for name in COLUMNS])
 
     def text_of(self, rows: int) -> str:
         """Return the statement for so many rows."""
-        return self.text + f", {self._marks}" * (rows - 1)
+        found = self._texts.get(rows)
+        if found is None:
+            found = self._texts[rows] = self.text + f", {self._marks}" * (rows - 1)
+        return found
 
     def values(self, row: Row) -> tuple[Any, ...]:
         """Return what is bound to the placeholders for one row."""

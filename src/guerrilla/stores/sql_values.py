@@ -13,7 +13,7 @@ Adapter: TypeAlias = Callable[[Any], Any]
 
 _FIRST: Final = datetime.min.replace(tzinfo=UTC)
 _LAST: Final = datetime.max.replace(tzinfo=UTC)
-_COPIED: Final = 1 << 16
+COPIED: Final = 1 << 16
 """Octets below which to copy them takes less time than to have SQLite's driver look for what adapts bytes."""
 
 
@@ -63,6 +63,7 @@ def without_zone(moment: datetime) -> datetime:
     return datetime.combine(moment.date(), moment.time())  # replace(tzinfo=None) takes six times as long
 
 
-def octets(value: bytes) -> bytes | bytearray:
+def octets(value: Any) -> Any:
     """Return octets as SQLite's driver takes them in the least time."""
-    return bytearray(value) if len(value) < _COPIED else value
+    kind: Any = type(value)
+    return value if kind is bytearray or len(value) >= COPIED else bytearray(value)

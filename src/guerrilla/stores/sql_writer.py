@@ -27,15 +27,16 @@ from guerrilla.stores.sql_database import (
     Database,
     Session,
     checkpoint,
+    commit,
     execute_embedded,
     make_sqlite_file,
     max_packet_of,
     session_of,
 )
 from guerrilla.stores.sql_errors import STORE_ERRORS, Verdict, cause_of, judge, rolled_back
-from guerrilla.stores.sql_letter import Letter
+from guerrilla.stores.sql_letter import Letter, insert_all
 from guerrilla.stores.sql_removal import Removal, Remover
-from guerrilla.stores.sql_table import COLUMNS, MAIL, DriverInsert, insertion, mail_table
+from guerrilla.stores.sql_table import COLUMNS, DriverInsert, insertion, mail_table
 from guerrilla.stores.sql_values import Row, without_zone
 
 _ATTEMPTS: Final = 3
@@ -47,9 +48,6 @@ _MAX_STATEMENT: Final = 1 << 20
 _MAX_EMBEDDED: Final = 1 << 18
 """The same for SQLite, whose driver goes on holding what each of its statements was given last, for every number of
 rows one."""
-
-_ROW_OVERHEAD: Final = 10_000
-"""Octets, at most, that the other columns of a row take in a statement: their widths, in UTF-8."""
 
 _MAX_ROWS: Final = 32
 """Rows in one INSERT of SQLite, whose older versions take 999 values; its driver remembers 128 statements."""
@@ -216,17 +214,9 @@ class SqlWriter:
         ``tell`` is called later, with None or what ``keep`` would raise, unless the message was withdrawn.
         """
         letter = Letter(envelope, self.settings.host)
-
-        def told(error: BaseException | None) -> None:
-            if error is None:
-                envelope.queued_id = letter.name
-            elif isinstance(error, (BatchRefusedError, *STORE_ERRORS, TableError)):
-                error = _not_kept(error)
-            tell(error)
-
         if not letter.rows:  # there is nothing to be kept
             return asyncio.get_running_loop().call_soon(tell, None).cancel
-        return partial(self._batcher.withdraw, self._batcher.put(letter, told))
+        return self._batcher.put(letter, partial(_told, envelope, letter, tell)).withdraw
 
     async def take_back(self, letter: Letter) -> None:
         """Remove the rows of a message that was committed."""
@@ -398,45 +388,26 @@ class _Writing:
     def run(self, connection: Connection) -> None:
         self.session = session_of(connection)
         database = self._writer.database
-        connection.begin()
-        self._write(connection)
+        packet = max_packet_of(connection)
+        embedded = database.kind == "sqlite"
+        limit = min(_MAX_EMBEDDED if embedded else _MAX_STATEMENT, packet // 4)
+        insert = partial(self._writer.insert, connection)
+        insert_all(self._letters, insert, database.wait, limit=limit, packet=packet, embedded=embedded)
         database.require_file()  # nothing is left in a file that has been moved
         self.committing = True
-        connection.commit()
+        commit(connection)
         database.require_file()  # nothing counts as committed in one that is gone
 
-    def _write(self, connection: Connection) -> None:
-        """Insert all rows, in statements that the server takes; the octets of a message are had only for its own."""
-        packet = max_packet_of(connection)
-        limit = min(_MAX_EMBEDDED if self._writer.database.kind == "sqlite" else _MAX_STATEMENT, packet // 4)
-        rows: list[Row] = []
-        size = 0
-        for letter in self._letters:
-            mail = self._octets_of(letter)
-            if len(mail) + _ROW_OVERHEAD > packet:
-                raise BatchRefusedError(f"it is larger than the max_allowed_packet of the database, {packet} octets")
-            for row in letter.rows:
-                if rows and size + len(mail) > limit:
-                    self._writer.insert(connection, rows)
-                    rows, size = [], 0
-                whole = row.copy()  # the letter's own stays without the octets
-                whole[MAIL] = mail
-                rows.append(whole)
-                size += len(mail) + 1_000
-        self._writer.insert(connection, rows)
 
-    def _octets_of(self, letter: Letter) -> bytes:
-        """Return the octets of a message. What that raises is its own affair: its time may be over, its map closed.
-
-        Also a cancellation: if it is we who are cancelled, ``Database.run`` says so, whatever is raised here.
-        """
-        try:
-            mail = letter.mail_at_hand()
-            return mail if mail is not None else self._writer.database.wait(letter.mail())
-        except KeyboardInterrupt:
-            raise  # it is the program that is to end
-        except BaseException as error:
-            raise BatchRefusedError(f"its octets cannot be had: {cause_of(error)}") from error
+def _told(
+    envelope: Envelope, letter: Letter, tell: Callable[[BaseException | None], None], error: BaseException | None
+) -> None:
+    """Pass on what has come of a message."""
+    if error is None:
+        envelope.queued_id = letter.name
+    elif isinstance(error, (BatchRefusedError, *STORE_ERRORS, TableError)):
+        error = _not_kept(error)
+    tell(error)
 
 
 def _not_kept(error: Exception) -> NotKeptError:
