@@ -40,9 +40,8 @@ class Ticket(Generic[ItemT]):
         self.withdrawn = False
 
     def withdraw(self) -> None:
-        """Give the item up, of which nothing was told yet: it is not kept, or undone, and nothing will be told."""
-        self.withdrawn = True
-        self._batcher.cut_if_unwanted()
+        """Give the item up, as ``Batcher.withdraw`` does."""
+        self._batcher.withdraw(self)
 
 
 class _Waiter(asyncio.Future[None], Generic[ItemT]):
@@ -129,7 +128,7 @@ class Batcher(Generic[ItemT]):
             await entry
         except asyncio.CancelledError:
             if entry.cancelled():
-                self.cut_if_unwanted()
+                self._cut_if_unwanted()
             elif entry.exception() is None:
                 # Cancelled in the very moment between the commit and our waking up: the runner believes it wanted.
                 self._unwanted.append(item)
@@ -146,13 +145,10 @@ class Batcher(Generic[ItemT]):
         self._enter(ticket)
         return ticket
 
-    def cut_if_unwanted(self) -> None:
-        """Cut the commit short if nobody waits for it any more."""
-        committing = self._committing
-        if committing and not self._cut and all(entry.withdrawn for entry in committing):
-            assert self._runner is not None
-            self._cut = True
-            self._runner.cancel()
+    def withdraw(self, ticket: Ticket[ItemT]) -> None:
+        """Give an item up of which nothing was told yet: it is not kept, or undone, and nothing will be told."""
+        ticket.withdrawn = True
+        self._cut_if_unwanted()
 
     async def close(self) -> None:
         """Take nothing more, and return when all that was added is committed or undone."""
@@ -175,6 +171,14 @@ class Batcher(Generic[ItemT]):
     def _wake(self) -> None:
         if self._runner is None:
             self._runner = asyncio.get_running_loop().create_task(self._run())
+
+    def _cut_if_unwanted(self) -> None:
+        """Cut the commit short if nobody waits for it any more."""
+        committing = self._committing
+        if committing and not self._cut and all(entry.withdrawn for entry in committing):
+            assert self._runner is not None
+            self._cut = True
+            self._runner.cancel()
 
     async def _run(self) -> None:
         if self._loop is None:
