@@ -15,7 +15,7 @@ from structlog.testing import CapturingLogger
 from structlog.typing import FilteringBoundLogger
 
 from guerrilla.config import AppConfig, as_config
-from guerrilla.generation import StartError
+from guerrilla.generation import StartError, places
 from guerrilla.processes import DRAIN, HURRY, Processes, Share
 
 DEADLINE = 20.0
@@ -186,7 +186,7 @@ def test_one_that_leaves_and_one_that_hurries_is_told_so(house: House) -> None:
         heard = b""
         while HURRY not in heard:
             heard += channel.recv(4096)
-        return 0 if DRAIN in heard and share.board.ends() else 1
+        return 0 if DRAIN in heard and all(map(share.board.ends, share.numbers.values())) else 1
 
     processes = house.of(work)
     processes.spawn(house.daemon.config)
@@ -194,3 +194,17 @@ def test_one_that_leaves_and_one_that_hurries_is_told_so(house: House) -> None:
     processes.hurry()
     house.hear_until_gone()
     assert house.daemon.told.calls == [], "one that ends with 0 when it is told to is nothing to log"
+
+
+def test_the_end_of_a_server_is_known_until_there_is_a_process_for_it_again(house: House) -> None:
+    processes = house.processes
+    staying, ending = "127.0.0.1:1", "127.0.0.1:2"
+    board = processes.board
+    first = processes.spawn(configuration(staying, ending))
+    one, two = first.share.numbers.values()
+    processes.end_servers(places(configuration(staying)))
+    assert (board.ends(one), board.ends(two)) == (False, True)
+    processes.spawn(configuration(staying))
+    assert board.ends(two)
+    processes.spawn(configuration(ending))
+    assert not board.ends(two)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Container
 
 import pytest
 from tests.test_processes import Multiplied, configuration, obedient
 
 from guerrilla.config import AppConfig
-from guerrilla.processes import Processes
+from guerrilla.generation import Place
+from guerrilla.processes import Process, Processes
 from guerrilla.supervisor import Supervisor
 
 
@@ -32,3 +34,35 @@ def test_the_sockets_are_closed_before_the_processes_that_take_who_still_waits_a
     supervisor = Supervisor(WithSockets(config), count=2, work=obedient, read_config=lambda: config)
     supervisor.run(on_started=lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert done == ["closed but for None", "told to end"]
+
+
+def test_at_a_reload_that_removes_a_server_its_sockets_are_closed_before_the_last_of_the_old_processes_is_told_to_leave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[object] = []
+
+    class WithSockets(Multiplied):
+        def close_sockets(self, config: AppConfig | None) -> None:
+            done.append(config)
+
+    def end_servers(processes: Processes, staying: Container[Place]) -> None:
+        done.append("what has ended is known")
+        end(processes, staying)
+
+    def leave(processes: Processes, process: Process) -> None:
+        done.append("told to leave")
+        really(processes, process)
+
+    end, really = Processes.end_servers, Processes.leave
+    monkeypatch.setattr(Processes, "end_servers", end_servers)
+    monkeypatch.setattr(Processes, "leave", leave)
+    less = configuration("127.0.0.1:1")
+    supervisor = Supervisor(
+        WithSockets(configuration("127.0.0.1:1", "127.0.0.1:2")),
+        count=2,
+        work=obedient,
+        read_config=lambda: less,
+        on_reload=lambda begins: None if begins else os.kill(os.getpid(), signal.SIGTERM),
+    )
+    supervisor.run(on_started=lambda: os.kill(os.getpid(), signal.SIGHUP))
+    assert done[:5] == ["told to leave", less, "what has ended is known", "told to leave", less]

@@ -14,7 +14,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -196,7 +196,10 @@ class Processes:
                 f"servers: found {len(rows)} listening interfaces, with those that processes still drain; meant: at "
                 f"most {self.board.servers} with several processes; a restart makes room for twice as many as it finds"
             )
-        return {place: rows[place] for place in wanted}
+        numbers = {place: rows[place] for place in wanted}
+        for row in numbers.values():
+            self.board.begin(row)
+        return numbers
 
     def _be(self, config: AppConfig, share: Share, ours: socket.socket, channel: socket.socket) -> None:
         """Do the work of a process, and end with it. Nothing of the supervisor is left open."""
@@ -269,9 +272,20 @@ class Processes:
 
     def leave_all(self) -> None:
         """Let all of them come to their end: nobody will accept any more."""
-        self.board.end()
+        self.end_servers({})
         for each in self.living:
             self.leave(each)
+
+    def end_servers(self, staying: Container[Place]) -> None:
+        """Let the processes that leave know that nobody comes after them at any server but these.
+
+        Whoever accepts for one then takes who still waits there, so nobody may come any more: its sockets are closed
+        here before.
+        """
+        for process in self.living:
+            for place, row in process.share.numbers.items():
+                if place not in staying:
+                    self.board.end(row)
 
     def hurry(self) -> None:
         """Let all of them come to their end, and wait for nobody."""

@@ -315,6 +315,8 @@ class Supervisor:
                 reload.fresh = fresh
                 processes.leave(outdated[0])
             return
+        self._daemon.close_sockets(reload.config)
+        processes.end_servers(places(reload.config))
         # When some have died meanwhile and were replaced, there are more than there should be.
         for each in (*outdated, *[each for each in processes.staying if each not in outdated][processes.count :]):
             processes.leave(each)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import statistics
 import time
 from collections import Counter
@@ -18,6 +19,7 @@ from tests.e2e.observed import PATIENCE_SECONDS, children, client_ports, descrip
 from tests.e2e.production import Client, config
 from tests.e2e.steady import DIALOGUE, Steady
 from tests.e2e.test_kill import hold_to_its_answers
+from tests.private_servers.process import free_port
 
 from guerrilla.control import ask
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 CONNECTIONS: Final = 20
 KILLS: Final = 20
+WAITING: Final = 300
+"""Clients that no process has accepted: more than one accepts at once."""
 
 
 def events(folder: Path, event: str) -> list[dict[str, Any]]:
@@ -168,3 +172,26 @@ async def test_a_process_has_nothing_of_the_supervisor_but_the_listening_sockets
         assert str(tmp_path / "b.log") in descriptors(pid)
     assert daemon.stop() == 0, daemon.errors
     assert not (tmp_path / "b.pid").exists()
+
+
+async def test_who_waits_at_a_server_that_a_reload_removes_is_told_421_and_not_reset(
+    launch: Launch, tmp_path: Path
+) -> None:
+    removed = ("127.0.0.1", free_port())
+    servers = [{"listen_interface": f"127.0.0.1:{port}"} for port in (0, removed[1])]
+    daemon = launch(tmp_path, config(processes=2, servers=servers))
+    old = children(daemon.process.pid)
+    for pid in old:
+        await halt(pid)
+    with ExitStack() as opened:
+        waiting = [opened.enter_context(socket.create_connection(removed, PATIENCE_SECONDS)) for _ in range(WAITING)]
+        (tmp_path / "conf.json").write_text(json.dumps(config(processes=2, servers=servers[:1])))
+        answer = await asyncio.to_thread(ask, daemon.folder / "control", "reload", PATIENCE_SECONDS)
+        assert answer["ok"], answer
+        for pid in old:
+            os.kill(pid, signal.SIGCONT)
+        for client in waiting:
+            with client.makefile("rb") as replies:
+                said = [line[:3] for line in await asyncio.to_thread(replies.readlines)]
+            assert said[-1:] == [b"421"]
+    assert daemon.stop() == 0, daemon.errors

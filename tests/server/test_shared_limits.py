@@ -139,3 +139,14 @@ def test_who_accepts_alone_or_is_cleared_is_behind_nobody(board: Board) -> None:
     assert mine.ahead()
     board.clear(1)
     assert not mine.ahead(), "a process that was killed accepts no more"
+
+
+def test_the_end_of_a_server_is_that_of_no_other_and_of_no_count(board: Board) -> None:
+    clients = [board.clients(2, server, 10, 0) for server in range(2)]
+    for each in clients:
+        enter(each, ONE)
+    board.end(1)
+    assert [each.ends() for each in clients] == [False, True]
+    board.begin(1)
+    assert [each.ends() for each in clients] == [False, False]
+    assert [board.total(server, 0) for server in range(2)] == [1, 1]

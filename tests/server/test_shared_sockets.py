@@ -133,7 +133,7 @@ async def test_who_was_left_to_the_others_is_told_421_when_they_end_too_and_left
     last = await house.connect()
     await first.say("NOOP")  # the loop has looked at all sockets meanwhile
     if all_end:
-        board.end()
+        board.end(0)
     draining = asyncio.create_task(house.server.drain())
     assert (await first.reply()).startswith("421")
     if all_end:

@@ -39,20 +39,26 @@ class Board:
         self.slots = slots
         self.servers = servers
         self.salt = secrets.token_hex(16)
-        self._memory = mmap.mmap(-1, (slots * servers * _ROW + 1) * 4)
+        self._flags = slots * servers * _ROW
+        """Behind the rows: one for each server, whether all processes stop accepting."""
+        self._memory = mmap.mmap(-1, (self._flags + servers) * 4)
         self._numbers = memoryview(self._memory).cast("I")
 
     def clients(self, slot: int, server: int, most: int, per_address: int) -> SharedClients:
         """Return what a process asks for a place, for one of its servers."""
         return SharedClients(self, slot, server, most, per_address)
 
-    def end(self) -> None:
-        """Let everybody know that all processes stop accepting now, and none comes after them. For the supervisor."""
-        self._numbers[-1] = 1
+    def begin(self, server: int) -> None:
+        """Let everybody know that processes accept for the server, until it ends. For the supervisor, as is ``end``."""
+        self._numbers[self._flags + server] = 0
 
-    def ends(self) -> bool:
-        """Return whether all processes stop accepting."""
-        return bool(self._numbers[-1])
+    def end(self, server: int) -> None:
+        """Let everybody know that all processes stop accepting for the server now, and none comes after them."""
+        self._numbers[self._flags + server] = 1
+
+    def ends(self, server: int) -> bool:
+        """Return whether all processes stop accepting for the server."""
+        return bool(self._numbers[self._flags + server])
 
     def clear(self, slot: int) -> None:
         """Forget the connections of a process that has ended."""
@@ -69,7 +75,7 @@ class Board:
 
     def column(self, server: int, counter: int) -> memoryview[int]:
         """Return a number as all processes have it, in the order of the slots."""
-        return self._numbers[server * _ROW + counter : -1 : self.servers * _ROW]
+        return self._numbers[server * _ROW + counter : self._flags : self.servers * _ROW]
 
     def total(self, server: int, counter: int) -> int:
         """Return the sum of a number over all processes."""
@@ -99,7 +105,7 @@ class SharedClients:
 
     def ends(self) -> bool:
         """Return whether the other processes stop accepting as well, so that nobody will take who still waits."""
-        return self._board.ends()
+        return self._board.ends(self._server)
 
     def ahead(self) -> bool:
         """Return whether this process has more connections than its share: the average of those that accept.
