@@ -11,6 +11,7 @@ from guerrilla.envelope import Address, Envelope, Headers
 from guerrilla.processors.compressor import CompressedMail
 from guerrilla.stores.sql_letter import Letter
 from guerrilla.stores.sql_table import COLUMNS
+from guerrilla.stores.sql_values import COPIED
 
 BODY = COLUMNS.index("body")
 
@@ -140,3 +141,54 @@ async def test_the_octets_are_those_that_the_row_says_they_are() -> None:
     envelope.values.clear()
     assert letter.rows[0][BODY] == "gzip"
     assert zlib.decompress(await letter.mail()) == bytes(envelope)
+
+
+class Signed(Envelope):
+    """One that a processor has put in the place of ours."""
+
+    def __bytes__(self) -> bytes:
+        return b"signed"
+
+
+def test_octets_that_are_few_and_in_an_envelope_of_ours_are_made_ready_for_sqlite() -> None:
+    envelope = Envelope(rcpt_to=[Address("a", "x")], queued_id="q" * 32, delivery_header=b"header\r\n", data=b"\0x\r\n")
+    letter = Letter(envelope, "mx.test")
+    assert letter.for_sqlite() == letter.mail_at_hand() == b"header\r\n\0x\r\n"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"data": b"x" * COPIED}, {"values": {"redis": "redis"}}, {"values": {"zlib-compressor": Shortened("gzip")}}],
+    ids=["many", "elsewhere", "compressed"],
+)
+def test_other_octets_are_not_made_ready_for_sqlite(changes: dict[str, Any]) -> None:
+    letter = Letter(Envelope(rcpt_to=[Address("a", "x")], queued_id="q" * 32, **changes), "mx.test")
+    assert letter.for_sqlite() is None
+
+
+def test_what_another_envelope_says_its_octets_are_is_kept() -> None:
+    letter = Letter(Signed(rcpt_to=[Address("a", "x")], queued_id="q" * 32, data=b"x"), "mx.test")
+    assert (letter.for_sqlite(), letter.mail_at_hand()) == (None, b"signed")
+
+
+@pytest.mark.parametrize(
+    ("recipient", "to"),
+    [
+        (Address("a1", "x"), "a1@mx.test"),
+        (Address("a b", "x"), '"a b"@mx.test'),
+        (Address("a.b", "x"), "a.b@mx.test"),
+        (Address("\u00e9", "x"), "\u00e9@mx.test"),
+    ],
+)
+def test_to_is_the_recipient_at_our_host(recipient: Address, to: str) -> None:
+    letter = Letter(Envelope(rcpt_to=[recipient], queued_id="q" * 32), "mx.test")
+    assert letter.rows[0][COLUMNS.index("to")] == to == recipient.at("mx.test")
+
+
+@pytest.mark.parametrize(
+    ("sender", "column"),
+    [("A <a@x>", "a@x"), ("a@x", "a@x"), ("<a@x", "a@x"), ("<b@y> <a@x> c", "a@x"), (">a@x<", ""), ("a@x>", "a@x>")],
+)
+def test_of_an_address_field_what_is_in_the_last_brackets_is_kept(sender: str, column: str) -> None:
+    envelope = Envelope(rcpt_to=[Address("a", "x")], queued_id="q" * 32, header=Headers([("SENDER", sender)]))
+    assert Letter(envelope, "mx.test").rows[0][COLUMNS.index("sender")] == column

@@ -45,7 +45,7 @@ class Letter:
     the ``encoding`` that it names: "gzip", which is zlib, or "zstd".
     """
 
-    __slots__ = ("_compressed", "_envelope", "elsewhere", "name", "octets", "rows", "size")
+    __slots__ = ("_compressed", "_envelope", "_octets", "elsewhere", "name", "rows", "size")
 
     def __init__(self, envelope: Envelope, host: str) -> None:
         self._envelope = envelope
@@ -58,7 +58,7 @@ class Letter:
             compressed = compressed_of(envelope) if values else None
             body = clean(getattr(compressed, "encoding", "gzip"), 64) if compressed is not None else ""
         self._compressed: Any = compressed
-        self.octets = size
+        self._octets = size
         """Those of the message, before it was compressed; 0 if they are elsewhere."""
         hashes = message.hashes
         self.name: Any = hashes[0] if hashes else message.queued_id
@@ -77,16 +77,16 @@ class Letter:
         if self.elsewhere:
             return b""
         if self._compressed is None:
-            return bytes(self._envelope) if self.octets <= MAX_ON_LOOP else None
+            return bytes(self._envelope) if self._octets <= MAX_ON_LOOP else None
         ask = getattr(self._compressed, "at_hand", None)
         octets: object = ask() if callable(ask) else None
         return octets if type(octets) is bytes else None
 
-    def for_sqlite(self) -> Any:
+    def for_sqlite(self) -> bytearray | None:
         """Return the same as a bytearray, made at once, if that is what SQLite's driver takes in less time."""
         message: Any = self._envelope
         kind: Any = type(message)
-        if self.elsewhere or self._compressed is not None or kind is not Envelope or self.octets >= COPIED:
+        if self.elsewhere or self._compressed is not None or kind is not Envelope or self._octets >= COPIED:
             return None
         return _NOTHING.join((message.delivery_header, message.data[:]))
 
@@ -130,13 +130,13 @@ def insert_all(
     insert(rows)
 
 
-def _octets_of(letter: Letter, wait: Callable[[Awaitable[bytes]], bytes], embedded: bool) -> Any:
+def _octets_of(letter: Letter, wait: Callable[[Awaitable[bytes]], bytes], embedded: bool) -> bytes | bytearray:
     """Return the octets of a message. What that raises is its own affair: its time may be over, its map closed.
 
     Also a cancellation: if it is we who are cancelled, ``Database.run`` says so, whatever is raised here.
     """
     try:
-        mail = letter.for_sqlite() if embedded else None
+        mail: bytes | bytearray | None = letter.for_sqlite() if embedded else None
         if mail is None:
             mail = letter.mail_at_hand()
         return mail if mail is not None else wait(letter.mail())

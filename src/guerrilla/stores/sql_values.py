@@ -63,7 +63,6 @@ def without_zone(moment: datetime) -> datetime:
     return datetime.combine(moment.date(), moment.time())  # replace(tzinfo=None) takes six times as long
 
 
-def octets(value: Any) -> Any:
+def octets(value: bytes | bytearray) -> bytes | bytearray:
     """Return octets as SQLite's driver takes them in the least time."""
-    kind: Any = type(value)
-    return value if kind is bytearray or len(value) >= COPIED else bytearray(value)
+    return value if isinstance(value, bytearray) or len(value) >= COPIED else bytearray(value)
