@@ -196,15 +196,25 @@ def test_one_that_leaves_and_one_that_hurries_is_told_so(house: House) -> None:
     assert house.daemon.told.calls == [], "one that ends with 0 when it is told to is nothing to log"
 
 
-def test_the_end_of_a_server_is_known_until_there_is_a_process_for_it_again(house: House) -> None:
-    processes = house.processes
-    staying, ending = "127.0.0.1:1", "127.0.0.1:2"
+def test_a_server_that_has_ended_and_begins_again_is_another_one_as_long_as_a_process_drains_the_first(
+    house: House,
+) -> None:
+    processes = house.of(obedient, count=2)
+    staying, ending = configuration("127.0.0.1:1"), configuration("127.0.0.1:2")
     board = processes.board
-    first = processes.spawn(configuration(staying, ending))
+    first = processes.spawn(configuration("127.0.0.1:1", "127.0.0.1:2"))
     one, two = first.share.numbers.values()
-    processes.end_servers(places(configuration(staying)))
+    processes.end_servers(places(staying))
     assert (board.ends(one), board.ends(two)) == (False, True)
-    processes.spawn(configuration(staying))
-    assert board.ends(two)
-    processes.spawn(configuration(ending))
-    assert not board.ends(two)
+    [same] = processes.spawn(staying).share.numbers.values()
+    [other] = processes.spawn(ending).share.numbers.values()
+    assert same == one
+    assert other not in (one, two)
+    assert [board.ends(row) for row in (one, two, other)] == [False, True, False]
+    house.hear_until_ready()
+    processes.leave(first)
+    while first in processes.living:
+        house.hear()
+    [again] = processes.spawn(configuration("127.0.0.1:3")).share.numbers.values()
+    assert again == two
+    assert not board.ends(two), "it is known of who had the row before, and not of who has it now"

@@ -181,25 +181,28 @@ class Processes:
         return Share(self.board, self.stats, free[0], self._numbers(config), self.count, changes)
 
     def _numbers(self, config: AppConfig) -> dict[Place, int]:
-        """Return the row of each server: the one it has in the processes that live, or one that nobody has."""
-        rows: dict[Place, int] = {}
-        for each in self.living:
-            rows |= each.share.numbers
-        taken = set(rows.values())
-        free = iter([row for row in range(self.board.servers) if row not in taken])
+        """Return the row of each server: the one it has in the processes that live, or one that nobody has.
+
+        Raises StartError if there are too many.
+        """
+        board = self.board
+        taken = [(place, row) for each in self.living for place, row in each.share.numbers.items()]
+        # One that has ended is not the one that begins: the processes that drain it hold other sockets.
+        rows = {place: row for place, row in taken if not board.ends(row)}
+        held = {row for _, row in taken}
+        free = [row for row in range(board.servers) if row not in held]
         wanted = places(config)
-        for place in wanted:
-            if place not in rows:
-                rows[place] = next(free, -1)
-        if -1 in rows.values():
+        new = [place for place in wanted if place not in rows]
+        if len(new) > len(free):
             raise StartError(
-                f"servers: found {len(rows)} listening interfaces, with those that processes still drain; meant: at "
-                f"most {self.board.servers} with several processes; a restart makes room for twice as many as it finds"
+                f"servers: found {len(held) + len(new)} listening interfaces, with those that processes still drain; "
+                f"meant: at most {board.servers} with several processes; a restart makes room for twice as many as it "
+                "finds"
             )
-        numbers = {place: rows[place] for place in wanted}
-        for row in numbers.values():
-            self.board.begin(row)
-        return numbers
+        for place, row in zip(new, free, strict=False):
+            board.begin(row)
+            rows[place] = row
+        return {place: rows[place] for place in wanted}
 
     def _be(self, config: AppConfig, share: Share, ours: socket.socket, channel: socket.socket) -> None:
         """Do the work of a process, and end with it. Nothing of the supervisor is left open."""

@@ -327,9 +327,10 @@ class Supervisor:
         reload, self._reload = self._reload, None
         holds = reload is not None and reload.holds
         daemon = self._daemon
-        if reload is not None and not holds:
-            self._processes.leave(reload.fresh)
         daemon.close_sockets(daemon.config)
+        if reload is not None and not holds:
+            self._processes.end_servers(places(daemon.config))
+            self._processes.leave(reload.fresh)
         problems = str(error).splitlines() if error is not None else []
         for line in problems:
             daemon.log.error("a reload was cut short" if holds else "the configuration stays as it was", problem=line)

@@ -21,7 +21,7 @@ class Party:
         self.diary.append("void")
 
     def tell(self, answer: asyncio.Future[Any]) -> None:
-        self.diary.append("cancelled" if answer.cancelled() else str(answer.result()))
+        self.diary.append("cancelled" if answer.cancelled() else str(answer.exception() or answer.result()))
 
 
 @pytest.fixture
@@ -50,6 +50,12 @@ async def test_the_asker_is_told_at_once_when_the_answer_is_given_up_and_its_wor
     assert answer.asker is None
 
 
+async def test_the_asker_is_told_at_once_when_there_will_be_no_answer(answer: Answer, party: Party) -> None:
+    answer.set_exception(ConnectionError("the store has gone"))
+    assert party.diary == ["the store has gone"]
+    assert answer.asker is None
+
+
 async def test_an_answer_that_is_there_is_told_of_once_and_its_work_is_not_void(answer: Answer, party: Party) -> None:
     answer.set_result(LOCAL_ERROR)
     assert not answer.cancel()
@@ -65,3 +71,12 @@ async def test_an_answer_whose_work_is_over_and_whom_nobody_has_asked_for_can_be
     answer.asker = answer.work = None
     assert answer.cancel()
     assert answer.cancelled()
+
+
+@pytest.mark.parametrize("give", ["set_result", "set_exception"])
+async def test_an_answer_that_nobody_has_asked_for_can_be_given(answer: Answer, party: Party, give: str) -> None:
+    answer.asker = None
+    getattr(answer, give)(LOCAL_ERROR if give == "set_result" else ConnectionError())
+    assert answer.done()
+    assert answer.exception() is None or give == "set_exception"
+    assert party.diary == []

@@ -318,3 +318,24 @@ async def test_a_message_that_is_answered_is_held_by_nobody(running: Start, canc
         assert held() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("withdrawn", [False, True])
+async def test_what_a_store_tells_once_more_or_of_what_was_withdrawn_counts_for_nothing(
+    running: Start, withdrawn: bool
+) -> None:
+    shelf = Shelf()
+    gateway = await running("Shelf", Shelf=shelf)
+    answer = gateway.process(Envelope())
+    if withdrawn:
+        answer.cancel()
+    else:
+        shelf.tells[0](None)
+    with pytest.raises(RuntimeError, match="a store tells once"):
+        shelf.tells[0](FullError())
+    assert answer.cancelled() or answer.result() is OK
+    assert gateway.workers_busy == 0
+    later = gateway.process(Envelope())
+    assert gateway.workers_busy == 1
+    shelf.tells[1](None)
+    assert later.result() is OK

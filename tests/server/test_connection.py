@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from guerrilla.backends.answer import Answer
 from guerrilla.envelope import Envelope
 from guerrilla.server.connection import LINGER
-from guerrilla.smtp.replies import LOCAL_ERROR, NO_SUCH_USER, SHUTTING_DOWN, Reply, queued
+from guerrilla.smtp.replies import LOCAL_ERROR, NO_SUCH_USER, RECIPIENT_OK, SHUTTING_DOWN, Reply, queued
 from guerrilla.testing.recording import RecordingBackend
 
 if TYPE_CHECKING:
@@ -261,6 +262,25 @@ async def test_a_fault_of_the_backend_is_451_for_the_client_and_an_error_in_the_
     first, second, message = house.log
     assert (first["event"], second["event"], message["outcome"]) == ("backend failed", "backend failed", "deferred")
     assert isinstance(second["exc_info"], BaseException)
+
+
+async def test_one_answer_that_a_backend_gives_to_several_is_told_to_each(serve: HouseMaker) -> None:
+    shared = Answer(loop=asyncio.get_running_loop())
+    shared.asker = shared.work = None
+    asked: list[Envelope] = []
+
+    def ask(envelope: Envelope) -> asyncio.Future[Reply]:
+        asked.append(envelope)
+        return shared
+
+    house = serve(Broken(ask))
+    clients = [await house.greeted() for _ in range(3)]
+    for client in clients:
+        await client.send(b"MAIL FROM:<>\r\nRCPT TO:<b@example.com>\r\n")
+        assert (await client.reply())[:3] == "250"
+    await house.until(lambda: len(asked) == len(clients))
+    shared.set_result(RECIPIENT_OK)
+    assert [await client.reply() for client in clients] == [str(RECIPIENT_OK)] * 3
 
 
 async def test_what_was_read_in_the_turn_that_a_client_is_cut_off_in_is_not_kept(serve: HouseMaker) -> None:

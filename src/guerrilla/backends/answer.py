@@ -23,7 +23,7 @@ class Asker(Protocol):
 
 
 class Answer(asyncio.Future[Reply]):
-    """The future of a reply. Whoever cancels it has the work made void, and ``asker`` is told when it is there.
+    """The future of a reply. Whoever cancels it has the work made void, and ``asker`` is told when it is there: one.
 
     Callbacks for that, which the loop would call for every message, would take longer than the conveyor does.
     """
@@ -38,6 +38,12 @@ class Answer(asyncio.Future[Reply]):
     def set_result(self, result: Reply) -> None:
         """Give it."""
         asyncio.Future.set_result(self, result)
+        if self.asker is not None:
+            self._tell(self.asker)
+
+    def set_exception(self, exception: type | BaseException) -> None:
+        """Fail; the gateway never does."""
+        super().set_exception(exception)
         if self.asker is not None:
             self._tell(self.asker)
 

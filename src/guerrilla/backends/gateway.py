@@ -311,7 +311,12 @@ class Gateway:
             self.told(job, keeper, error)
 
     def told(self, job: _Job, keeper: Keeper, error: BaseException | None) -> None:
-        """Answer what the store tells: that it has kept the message, or why it has not."""
+        """Answer what the store tells: that it has kept the message, or why it has not.
+
+        Raises RuntimeError if it has told before, or has withdrawn the message.
+        """
+        if job.answer.work is None:
+            raise RuntimeError("a store tells once what has come of a message, and nothing of one that was withdrawn")
         reply = LOCAL_ERROR
         fine = False
         try:

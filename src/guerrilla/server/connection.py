@@ -383,7 +383,7 @@ class Connection:
         out = Question(self, self._server.turn, answer, envelope, recipient)
         if answer.done():  # the loop would make a handle for each callback
             self._server.turn.do(out)
-        elif isinstance(answer, Answer):
+        elif isinstance(answer, Answer) and answer.asker is None:  # a backend may give one answer to several
             answer.asker = out
         else:
             answer.add_done_callback(out.tell)
