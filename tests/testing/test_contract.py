@@ -17,6 +17,9 @@ from guerrilla.smtp.replies import BARE_NEWLINE, OK, STORAGE_NOT_AVAILABLE, Repl
 from guerrilla.testing import Subject, processor_contract
 from guerrilla.testing.contract import CHECKS
 
+PATIENCE = 2.0
+"""Seconds that are waited for what never comes, and that all that comes has: also where the machine has much to do."""
+
 
 class MemoryServer:
     """Keeps copies by name, as a server does: what has come to it is done, though nobody waits for the answer."""
@@ -467,7 +470,7 @@ class LeavesATask(Store):
     ("kind", "check", "seen"),
     [
         (StartsOnce, "starts", "initialize raised ValueError"),
-        (NeverStarts, "starts", "initialize has not ended after 0.4 seconds"),
+        (NeverStarts, "starts", f"initialize has not ended after {PATIENCE:g} seconds"),
         (AnswersBeforeItStores, "saves_and_passes_on", "text, to 1: 1 copies are meant, 0 are stored"),
         (StoresTwice, "saves_and_passes_on", "text, to 1: 1 copies are meant, 2 are stored"),
         (StoresForTheFirstRecipient, "saves_and_passes_on", "text, to 3: 3 copies are meant, 1 are stored"),
@@ -493,7 +496,7 @@ class LeavesATask(Store):
         (SwallowsCancellation, "survives_cancellation", "a message that was cancelled is answered 250"),
         (FailsBesideACancelledMessage, "survives_cancellation", "beside a message that is cancelled: 451"),
         (DoesNotWaitForever, "survives_a_frozen_server", "is answered positively while the server is away"),
-        (HangsOnAFrozenServer, "survives_a_frozen_server", "a message has no answer after 0.4 seconds"),
+        (HangsOnAFrozenServer, "survives_a_frozen_server", f"a message has no answer after {PATIENCE:g} seconds"),
         (SpoolsInMemory, "survives_a_killed_server", "is answered positively while the server is away"),
         (SaysNeverTryAgain, "survives_a_killed_server", "an outage is answered 554 5.5.0 .*, and 4yz is meant"),
         (StoresWhatItHasPutOff, "survives_a_killed_server", "at the time of an outage, and yet 3 copies"),
@@ -508,7 +511,7 @@ class LeavesATask(Store):
 async def test_what_breaks_it_is_found(server: MemoryServer, kind: type[Store], check: str, seen: str) -> None:
     """Each store breaks one clause; that check fails, and says what it has seen."""
     with pytest.raises(AssertionError, match=f"^{check}: .*{seen}"):
-        await processor_contract(subject_of(kind, server, patience=0.4))
+        await processor_contract(subject_of(kind, server, patience=PATIENCE))
 
 
 def test_every_check_has_a_store_that_breaks_it() -> None:
