@@ -20,6 +20,9 @@ from guerrilla.testing.contract import CHECKS
 PATIENCE = 2.0
 """Seconds that are waited for what never comes, and that all that comes has: also where the machine has much to do."""
 
+OUTAGE = 0.5
+"""Seconds that a server is away: ten times as long as the one waits for it that says yes all the same."""
+
 
 class MemoryServer:
     """Keeps copies by name, as a server does: what has come to it is done, though nobody waits for the answer."""
@@ -159,7 +162,7 @@ def subject_of(kind: type[Store], server: MemoryServer, **changes: Any) -> Subje
         envelope.subject = "junk"
         return envelope
 
-    subject = Subject(make=lambda: kind(server), stored=stored, refusable=refusable, server=server, outage=0.1)
+    subject = Subject(make=lambda: kind(server), stored=stored, refusable=refusable, server=server, outage=OUTAGE)
     return dataclasses.replace(subject, **changes)
 
 
