@@ -20,8 +20,8 @@ from guerrilla.testing.contract import CHECKS
 PATIENCE = 2.0
 """Seconds that are waited for what never comes, and that all that comes has: also where the machine has much to do."""
 
-OUTAGE = 0.5
-"""Seconds that a server is away: ten times as long as the one waits for it that says yes all the same."""
+OUTAGE = 1.0
+"""Seconds that a server is away: four times as long as the one waits for it that says yes all the same."""
 
 
 class MemoryServer:
@@ -200,7 +200,7 @@ class DoesNotWaitForever(Store):
         putting = asyncio.create_task(super().put(envelope))
         self.background.add(putting)
         putting.add_done_callback(self.background.discard)
-        await asyncio.wait((putting,), timeout=0.05)
+        await asyncio.wait((putting,), timeout=OUTAGE / 4)
         if putting.done():
             putting.result()
 
